@@ -1,0 +1,154 @@
+"""The command line: `raftdb serve`, `raftdb status`, `raftdb recover`.
+
+Exit codes: 0 done, 1 the node had to stop (storage error, bug), 2 usage (flags, files, ports, data directory),
+3 cannot connect, 4 no leader. Whatever goes wrong, the user reads one line; a traceback is for the log, at level debug.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+from raftdb import __version__
+from raftdb.config import SETTINGS, Config, Setting, load_config
+from raftdb.errors import RaftdbError, UsageError
+
+if TYPE_CHECKING:
+    from raftdb.node.node import Node
+
+EXIT_STOPPED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNREACHABLE: Final = 3
+EXIT_NO_LEADER: Final = 4
+LOG_FILE_BYTES: Final = 1024 * 1024
+LOG_FILES: Final = 10
+
+log = logging.getLogger("raftdb")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    if not __debug__:
+        _fail(
+            "python -O and PYTHONOPTIMIZE switch off the assertions that protect the data: start without them",
+            EXIT_USAGE,
+        )
+    cli(prog_name="raftdb")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"raftdb: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="raftdb %(version)s")
+def cli() -> None:
+    """A replicated, durable key-value database that speaks the Redis protocol."""
+
+
+def _option(name: str, setting: Setting) -> Any:
+    if setting.is_switch:
+        return click.option(*setting.flags, name, is_flag=True, default=None, help=setting.help)
+    return click.option(*setting.flags, name, metavar=setting.metavar, default=None, help=setting.help)
+
+
+def _settings(command: Any) -> Any:
+    """Adds one option per setting, in the order of `Config`."""
+    for name, setting in reversed(SETTINGS.items()):
+        command = _option(name, setting)(command)
+    return command
+
+
+# --- serve ----------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--config", "config_file", metavar="FILE", help="TOML file with settings, keyed by their long names.")
+@_settings
+def serve(config_file: str | None, **flags: Any) -> None:
+    """Run a node in the foreground.
+
+    Every option can also be set by an environment variable (--data-dir is RAFTDB_DATA_DIR) or in the file of --config;
+    a flag wins over the environment, the environment over the file.
+    """
+    try:
+        config = load_config(flags, os.environ, config_file)
+        set_up_logging(config)
+    except UsageError as error:
+        _fail(str(error), EXIT_USAGE)
+    sys.exit(run(config))
+
+
+def set_up_logging(config: Config) -> None:
+    """Handlers and level of the `raftdb` loggers; the root logger is left alone. Raises UsageError."""
+    level = {"warn": "WARNING", "fatal": "CRITICAL"}.get(config.log_level, config.log_level.upper())
+    handler: logging.Handler
+    if config.log_file:
+        try:
+            handler = logging.handlers.RotatingFileHandler(
+                config.log_file, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILES, encoding="utf-8"
+            )
+        except OSError as error:
+            raise UsageError(f"--log-file {config.log_file}: {error.strerror or error}") from None
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(level)
+
+
+def run(config: Config) -> int:
+    """Serves until a signal or an error ends it; the exit code."""
+    from raftdb.node.node import Node  # late: `raftdb --help` and `status` need no LMDB
+
+    stop = threading.Event()
+    _catch_signals(stop)
+    sys.setswitchinterval(config.switch_interval_us / 1e6)
+    node = Node(config)
+    try:
+        node.start()
+    except UsageError as error:
+        print(f"raftdb: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except (RaftdbError, OSError, MemoryError) as error:
+        return _stopped(error)
+    return _serve_until(stop, node)
+
+
+def _serve_until(stop: threading.Event, node: Node) -> int:
+    node.on_end(stop.set)
+    print(node.greeting(), flush=True)
+    stop.wait()
+    node.stop()
+    if node.failure is not None:
+        return _stopped(node.failure)
+    return 0
+
+
+def _stopped(error: BaseException) -> int:
+    log.debug("stopped", exc_info=error)
+    reason = str(error) or type(error).__name__
+    print(f"raftdb: stopped: {reason}", file=sys.stderr)
+    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_STOPPED
+
+
+def _catch_signals(stop: threading.Event) -> None:
+    """The first SIGTERM or SIGINT asks for a clean stop, the second ends the process at once (nothing is lost by it)."""
+
+    def stop_once(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, stop_once)
+    signal.signal(signal.SIGINT, stop_once)
