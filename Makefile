@@ -78,6 +78,10 @@ fmt: $(VENV)/.installed-dev ## rewrite the formatting
 
 check: lint types test ## all three
 
+.PHONY: docs
+docs: $(VENV)/.installed-dev ## rewrite the generated parts of docs/
+	$(PY) -m raftdb_tools.docs
+
 # --- long searches: hours, resumable, each writes its ledger under campaigns/ ------------------------------------------
 
 .PHONY: campaign-sim campaign-nemesis campaign-images campaign-differential campaign-fuzz
