@@ -143,7 +143,7 @@ def _stopped(error: BaseException) -> int:
 
 
 def _catch_signals(stop: threading.Event) -> None:
-    """The first SIGTERM or SIGINT asks for a clean stop, the second ends the process at once (nothing is lost by it)."""
+    """The first SIGTERM or SIGINT asks for a clean stop, the second ends the process at once (which loses nothing)."""
 
     def stop_once(number: int, frame: FrameType | None) -> None:
         if stop.is_set():

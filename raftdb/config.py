@@ -4,8 +4,8 @@
 
 A row is a field of `Config`; its metadata says how it is written on the command line, how text becomes a value, and
 what it means. An unknown key is an error that names it, wherever it comes from: a misspelt limit that is silently
-ignored is worse than a refusal to start. One exception: the variables that Kubernetes puts into every container beside a service
-called `raftdb` (RAFTDB_PORT..., RAFTDB_SERVICE_...) are not ours.
+ignored is worse than a refusal to start. One exception: the variables that Kubernetes puts into every container beside
+a service called `raftdb` (RAFTDB_PORT..., RAFTDB_SERVICE_...) are not ours.
 
 Units stand in the names: `_ms` milliseconds, `_bytes` bytes (also written as 64MiB, 16mb), `_us` microseconds.
 """
@@ -268,12 +268,11 @@ class Config:
 
     @property
     def own_data_dir(self) -> Path:
-        """The data directory: `-d`, else raftdb-data/<node id>, with what a path cannot hold replaced."""
-        return (
-            Path(self.data_dir)
-            if self.data_dir
-            else Path("raftdb-data") / re.sub(r"[^A-Za-z0-9._:@-]", "_", self.own_id)
-        )
+        """The data directory: `-d`, else raftdb-data/<node id>, with what a file name should not hold replaced."""
+        if self.data_dir:
+            return Path(self.data_dir)
+        name = re.sub(r"[^A-Za-z0-9._:@-]", "_", self.own_id)
+        return Path("raftdb-data") / (f"_{name[1:]}" if name.startswith(".") else name)
 
     @property
     def own_secret_file(self) -> Path:
