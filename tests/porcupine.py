@@ -1,9 +1,10 @@
-"""Run the checker over the histories that the Go checker Porcupine keeps, whose verdicts are known: a check of the checker.
+"""Run the checker over the histories that the Go checker Porcupine keeps, whose verdicts are known: a check of the
+checker.
 
     python -m tests.porcupine DIRECTORY      # a checkout of anishathalye/porcupine
 
-They are not part of this repository. The verdicts are read from Porcupine's own test file. Prints one line per disagreement,
-then a summary; the exit code is 1 when there was a disagreement.
+They are not part of this repository. The verdicts are read from Porcupine's own test file. Prints one line per
+disagreement, then a summary; the exit code is 1 when there was a disagreement.
 """
 
 from __future__ import annotations
