@@ -40,7 +40,7 @@ class Member(NamedTuple):
 class Membership(NamedTuple):
     """The members as of one log index; `members` is ordered by id."""
 
-    index: int  # index of the membership entry; 0 for the one given at forming
+    index: int  # type: ignore[assignment]  # index of the membership entry; 0 for the one given at forming
     members: tuple[Member, ...]
 
     def get(self, node_id: str) -> Member | None:
@@ -66,7 +66,7 @@ class Kind:
 class Entry(NamedTuple):
     """One log entry. `chain` = checksum over the previous entry's chain and this entry's header and payload."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     term: int
     kind: int
     stamp: int  # ms; never smaller than the stamp of the entry before
@@ -99,7 +99,7 @@ class SnapshotMeta(NamedTuple):
     """A durable snapshot file and the point of the log that it stands for."""
 
     name: str  # plain file name inside snapshots/
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     term: int
     chain: int
     stamp: int
