@@ -1,0 +1,329 @@
+"""The state machine: what a log entry holds, and what applying it does.
+
+Payload of a COMMANDS entry (msgpack, strict):
+
+    [version, [item, ...]]
+    item    = [db, [word, ...]]                                          a Request
+            | [db, [[db, key, version], ...], [[db, [word, ...]], ...]]  a Transaction
+
+An item is executed as a whole or not at all. Its handler works on the batch behind a savepoint:
+
+    returns a reply           the changes stay
+    raises CommandError       rolled back; the error is the reply, computed from log and state, the same everywhere
+    raises MemoryError, OSError, RecursionError, lmdb.Error, any RaftdbError that is not a CommandError
+                              passes through: this replica cannot tell what the others did, so it stops
+    raises anything else      a mistake in a handler. Rolled back, answered with one fixed text, and folded into the
+                              state digest, so that replicas on which it went differently are found out
+
+Inside a Transaction each command has its own savepoint: as in Redis a command that fails at run time does not undo
+the others. WATCH versions are compared when the entry is applied, so EXEC is right across forwards and elections.
+
+An entry first removes keys that fell due by its stamp (bounded, visible: counted by DBSIZE), then executes, then
+reclaims records of dropped collections (bounded, invisible). A dead key that is still there is dead to every command.
+
+The leader may mix READ requests of its own clients into `items`, to keep the order of a connection: they run on the
+same batch, change nothing, and take no chance from the entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from ..errors import CommandError, Damaged, RaftdbError, Unexecuted
+from ..storage.kv import DATABASES, Batch, KvStore, Txn
+from ..types import NULL_ARRAY, Entry, Kind, Reply
+from .context import Context, LocalContext, ServerPort, SessionPort, mix64, no_breath
+from .table import LOCAL, READ, WRITE, Command, Table
+
+PAYLOAD_VERSION: Final = 1
+PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024 + 64 * 1024
+WORDS_MAX: Final = 1_048_576
+EXPIRED_KEYS_PER_ENTRY_MAX: Final = 200
+RECLAIMED_RECORDS_PER_ENTRY_MAX: Final = 1_000
+HANDLER_FAILED: Final = "ERR the command failed inside its handler; nothing was changed"
+
+Breathe = Callable[[], Any]
+
+
+class Request(NamedTuple):
+    """One command. `command` spares a second look-up; it is not part of the payload."""
+
+    db: int
+    argv: list[bytes]
+    command: Command | None = None
+
+
+class Watch(NamedTuple):
+    db: int
+    key: bytes
+    version: int  # of its head when it was watched; 0: absent
+
+
+class Transaction(NamedTuple):
+    """MULTI ... EXEC."""
+
+    db: int
+    watches: Sequence[Watch]
+    requests: Sequence[Request]
+
+
+Item = Request | Transaction
+
+
+class UnknownCommand(RaftdbError):
+    """The log holds a command that this node's table has not: it must stop and say which."""
+
+
+class Machine:
+    """Executes commands on a store. Holds no state of its own but the table."""
+
+    def __init__(self, table: Table, kv: KvStore | None = None) -> None:
+        self.table = table
+        self.kv = kv
+        self._reads = 0  # feeds the chance of reads outside the log, which need not be the same anywhere
+
+    # --- payload ----------------------------------------------------------------------------------------------------
+
+    def encode(self, items: Iterable[Item]) -> bytes:
+        """The payload of a COMMANDS entry."""
+        rows: list[Any] = []
+        for item in items:
+            if isinstance(item, Transaction):
+                rows.append((item.db, item.watches, [(request.db, request.argv) for request in item.requests]))
+            else:
+                rows.append((item.db, item.argv))
+        packed: bytes = msgpack.packb((PAYLOAD_VERSION, rows), use_bin_type=True)
+        return packed
+
+    def decode(self, payload: bytes) -> list[Item]:
+        """The items of a payload. Raises Damaged for anything that encode() cannot have written."""
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise Damaged("entry payload", f"{len(payload)} bytes")
+        try:
+            outer = msgpack.unpackb(
+                payload,
+                raw=False,
+                use_list=True,
+                max_bin_len=PAYLOAD_BYTES_MAX,
+                max_array_len=max(WORDS_MAX, len(payload)),
+                max_map_len=0,
+                max_str_len=0,
+                max_ext_len=0,
+            )
+        except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+            raise Damaged("entry payload", f"not msgpack: {type(error).__name__}") from None
+        if not isinstance(outer, list) or len(outer) != 2 or outer[0] != PAYLOAD_VERSION or type(outer[1]) is not list:
+            raise Damaged("entry payload", "not a batch of this version")
+        return [_item(row) for row in outer[1]]
+
+    # --- applying ---------------------------------------------------------------------------------------------------
+
+    def apply(
+        self, entry: Entry, items: Iterable[Item] | None, batch: Batch, breathe: Breathe = no_breath
+    ) -> list[Reply]:
+        """Execute one entry on the batch and return one reply per item (CommandErrors as values).
+
+        `items` None: decoded from the payload. The caller commits the batch, after as many entries as it likes.
+        Raises UnknownCommand, StorageError and the exceptions named above: the node must stop.
+        """
+        batch.begin(entry.index, entry.stamp, entry.seed)
+        for db, name in batch.due(entry.stamp, EXPIRED_KEYS_PER_ENTRY_MAX):
+            batch.drop_head(db, name)
+        replies: list[Reply] = []
+        if entry.kind == Kind.COMMANDS:
+            if items is None:
+                items = self.decode(entry.payload)
+            self._apply_items(entry, items, batch, breathe, replies)
+        batch.reclaim(RECLAIMED_RECORDS_PER_ENTRY_MAX)
+        return replies
+
+    def _apply_items(
+        self, entry: Entry, items: Iterable[Item], batch: Batch, breathe: Breathe, replies: list[Reply]
+    ) -> None:
+        ctx = Context(batch, batch, now=entry.stamp, index=entry.index, seed=entry.seed, breathe=breathe)
+        step = 0  # of the commands that are in the log: reads that ride along must not shift the chance of writes
+        for item in items:
+            if isinstance(item, Transaction):
+                replies.append(self._transaction(ctx, item, entry.seed + step))
+                step += len(item.requests)
+                continue
+            command = item.command or self._known(item.argv)
+            ctx.db = item.db
+            if command.flags & WRITE:
+                step += 1
+                ctx.reseed(entry.seed + step)
+                replies.append(self._write(ctx, batch, command, item.argv))
+            else:
+                replies.append(self._read_in_order(ctx, batch, command, item.argv))
+            breathe()
+
+    def _write(self, ctx: Context, batch: Batch, command: Command, argv: list[bytes]) -> Reply:
+        batch.savepoint()
+        try:
+            if not command.words_min <= len(argv) <= command.words_max:
+                raise command.check(argv) or CommandError(HANDLER_FAILED)
+            return command.run(ctx, argv)
+        except CommandError as error:
+            batch.rollback()
+            return error
+        except (MemoryError, OSError, RecursionError, RaftdbError):
+            raise
+        except Exception as error:
+            return self._handler_failed(batch, command, error)
+
+    def _handler_failed(self, batch: Batch, command: Command, error: Exception) -> Reply:
+        if type(error).__module__.partition(".")[0] == "lmdb":
+            raise error
+        batch.rollback()
+        batch.fold(f"{command.name} failed".encode())
+        return CommandError(HANDLER_FAILED)
+
+    def _read_in_order(self, ctx: Context, batch: Batch, command: Command, argv: list[bytes]) -> Reply:
+        """A READ request between the writes of an entry."""
+        ctx.batch = None
+        try:
+            return self._run_read(ctx, command, argv)
+        finally:
+            ctx.batch = batch
+
+    def _run_read(self, ctx: Context, command: Command, argv: list[bytes]) -> Reply:
+        if not command.words_min <= len(argv) <= command.words_max:
+            return command.check(argv)
+        try:
+            return command.run(ctx, argv)
+        except CommandError as error:
+            return error
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return CommandError(HANDLER_FAILED)
+
+    def _transaction(self, ctx: Context, item: Transaction, seed: int) -> Reply:
+        if not self._unchanged(ctx, item.watches):
+            return NULL_ARRAY
+        batch = ctx.batch
+        replies: list[Reply] = []
+        for step, request in enumerate(item.requests, 1):
+            ctx.db = request.db
+            ctx.reseed(seed + step)
+            command = request.command or self._known(request.argv)
+            if command.flags & WRITE and batch is not None:
+                replies.append(self._write(ctx, batch, command, request.argv))
+            else:
+                replies.append(self._run_read(ctx, command, request.argv))
+            ctx.breathe()
+        return replies
+
+    def _unchanged(self, ctx: Context, watches: Sequence[Watch]) -> bool:
+        for db, key, version in watches:
+            ctx.db = db
+            head = ctx.head(key)
+            if (0 if head is None else head.version) != version:
+                return False
+        return True
+
+    def _known(self, argv: list[bytes]) -> Command:
+        try:
+            return self.table.find(argv)
+        except CommandError as error:
+            row = self.table.get(argv[0])
+            if row is None:
+                raise UnknownCommand(f"the log holds a command that this node does not know: {error}") from None
+            return row
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def context(self, view: Txn, db: int, clock_ms: int | None = None, breathe: Breathe = no_breath) -> Context:
+        """The context of a read on this view."""
+        self._reads += 1
+        seed = mix64(view.applied ^ (self._reads << 32))
+        now, index = view.stamp, view.applied
+        return Context(view, None, db, now=now, index=index, seed=seed, clock_ms=clock_ms, breathe=breathe)
+
+    def read(self, view: Txn, item: Item, clock_ms: int | None = None, breathe: Breathe = no_breath) -> Reply:
+        """Execute a READ command, or a Transaction of only such, on a view. CommandErrors are returned as values.
+
+        `clock_ms`: the wall clock on the leader; then StampBehind may be raised.
+        """
+        ctx = self.context(view, item.db, clock_ms, breathe)
+        if isinstance(item, Transaction):
+            return self._transaction(ctx, item, ctx.seed)
+        try:
+            return self._run_read(ctx, item.command or self.table.find(item.argv), item.argv)
+        except CommandError as error:
+            return error
+
+    def size(self, view: Txn, request: Request) -> int:
+        """How many records this READ will touch, from head records alone: decides between loop and worker."""
+        command = request.command or self.table.find(request.argv)
+        if command.size is None:
+            return 1
+        try:
+            return command.size(self.context(view, request.db), request.argv)
+        except (CommandError, IndexError):
+            return 1
+
+    def watch(self, view: Txn, db: int, keys: Sequence[bytes], clock_ms: int | None = None) -> list[int]:
+        """The versions of these keys as of the view (0: absent), for Session.watch."""
+        ctx = self.context(view, db, clock_ms)
+        heads = [ctx.head(key) for key in keys]
+        return [0 if head is None else head.version for head in heads]
+
+    # --- local ------------------------------------------------------------------------------------------------------
+
+    def local(self, server: ServerPort, session: SessionPort, command: Command, argv: list[bytes]) -> Reply:
+        """Execute a LOCAL command. CommandErrors are returned as values; anything else is a bug of ours and raised."""
+        try:
+            return command.run(LocalContext(self.table, server, session), argv)
+        except CommandError as error:
+            return error
+
+
+def is_read_only(item: Item) -> bool:
+    """May `Machine.read` execute this item?"""
+    requests = item.requests if isinstance(item, Transaction) else (item,)
+    return all(request.command is not None and request.command.flags & READ for request in requests)
+
+
+def _item(row: Any) -> Item:
+    """Check one decoded item. Raises Damaged."""
+    if type(row) is list:
+        if len(row) == 2:
+            return _request(row)
+        if len(row) == 3 and _is_db(row[0]) and type(row[1]) is list and type(row[2]) is list:
+            return Transaction(row[0], [_watch(watch) for watch in row[1]], [_request(one) for one in row[2]])
+    raise Damaged("entry payload", "not an item")
+
+
+def _request(row: Any) -> Request:
+    if type(row) is list and len(row) == 2 and _is_db(row[0]) and type(row[1]) is list and row[1]:
+        for word in row[1]:
+            if type(word) is not bytes:
+                raise Damaged("entry payload", "a word that is not bytes")
+        return Request(row[0], row[1])
+    raise Damaged("entry payload", "not a request")
+
+
+def _watch(row: Any) -> Watch:
+    if type(row) is list and len(row) == 3 and _is_db(row[0]) and type(row[1]) is bytes and type(row[2]) is int:
+        return Watch(row[0], row[1], row[2])
+    raise Damaged("entry payload", "not a watch")
+
+
+def _is_db(value: Any) -> bool:
+    return type(value) is int and 0 <= value < DATABASES
+
+
+__all__ = [
+    "HANDLER_FAILED",
+    "LOCAL",
+    "Item",
+    "Machine",
+    "Request",
+    "Transaction",
+    "Unexecuted",
+    "UnknownCommand",
+    "Watch",
+    "is_read_only",
+]

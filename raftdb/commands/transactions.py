@@ -1,0 +1,5 @@
+"""Commands of this type: being filled."""
+
+from .table import Command
+
+COMMANDS: list[Command] = []
