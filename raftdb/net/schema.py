@@ -4,7 +4,7 @@ What the annotation says is all that is accepted: a message is one msgpack array
 order, nested NamedTuples and `tuple[X, ...]` are arrays again. No maps, no ext types, no floats, nothing behind it.
 
     annotation       on the wire                            accepted
-    int              int                                    0 <= n < 2**64; terms and indexes (by name): < 2**63
+    int              int                                    0 <= n < 2**64; terms, indexes, times (by name): < 2**62
     bool, None       bool, nil                              as they are (a bool is no int)
     str              str                                    UTF-8, at most 512 bytes
     bytes            bin                                    up to the limit of the message
@@ -43,8 +43,14 @@ UNCOUNTED_BYTES_MAX: Final = 64 * 1024
 #: msgpack's packer never gives its buffer back; after a message of this size a new one is taken.
 PACKER_BYTES_MAX: Final = 1024 * 1024
 INT_MAX: Final = 2**64 - 1
-INDEX_MAX: Final = 2**63 - 1
-INDEX_SUFFIXES: Final = ("term", "index", "commit", "last", "first", "starts", "applied")
+INDEX_MAX: Final = 2**62 - 1
+#: Names that end like this are counts, places or times; the others may use all 64 bits (seeds, checksums, draws).
+INDEX_SUFFIXES: Final = (
+    *("term", "index", "commit", "last", "first", "starts", "applied", "round"),
+    *("stamp", "_ms", "_us", "_bytes", "offset", "length"),
+)
+#: The exceptions: (least, most).
+RANGES: Final[dict[str, tuple[int, int]]] = {"age_ms": (-1, INDEX_MAX), "kind": (0, 255)}
 
 M = TypeVar("M", bound=NamedTuple)
 Raw = tuple[Any, ...]
@@ -105,7 +111,8 @@ def _field(hint: Any, name: str) -> Field:
     Raises TypeError (at import, never on input) for an annotation that has no place on the wire.
     """
     if hint is int:
-        return Field(frozenset({int}), None, True)
+        special = name in RANGES
+        return Field(frozenset({int}), _int_range(name) if special else None, not special)
     if hint in (bool, str, bytes, types.NoneType):
         return Field(frozenset({hint}), None, False)
     if get_origin(hint) in (Union, types.UnionType):
@@ -132,10 +139,10 @@ def _optional(hint: Any, name: str) -> Field:
 
 
 def _int_range(name: str) -> Convert:
-    most = INDEX_MAX if name.endswith(INDEX_SUFFIXES) else INT_MAX
+    least, most = RANGES.get(name, (0, INDEX_MAX if name.endswith(INDEX_SUFFIXES) else INT_MAX))
 
     def convert(value: Any) -> Any:
-        if not 0 <= value <= most:
+        if not least <= value <= most:
             raise PeerError(f"{name}: number out of range")
         return value
 

@@ -35,15 +35,16 @@ from enum import IntEnum
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
+from raftdb.consensus import messages
 from raftdb.errors import PeerError
 from raftdb.net.schema import Encoder, decoder, unpack
-from raftdb.types import Membership, NodeRef
+from raftdb.types import Member, Membership, NodeRef
 
 WIRE_VERSION: Final = 1
 WIRE_VERSION_MIN: Final = 1
 
 PAYLOAD_BYTES_MAX: Final = 1024 * 1024
-FRAGMENT_BYTES: Final = 256 * 1024
+FRAGMENT_BYTES: Final = 64 * 1024
 #: An entry (64 MiB) and what stands around it.
 MESSAGE_BYTES_MAX: Final = 65 * 1024 * 1024
 CHUNK_BYTES_MAX: Final = 256 * 1024
@@ -211,42 +212,81 @@ class Hint(NamedTuple):
     peer_addr: str
 
 
+class FormProposal(NamedTuple):
+    """ "Let us be this cluster": from the node that coordinates, or handed on by one that has accepted."""
+
+    cluster_id: str
+    members: tuple[Member, ...]
+
+
+class FormReply(NamedTuple):
+    cluster_id: str
+    accepted: bool  # durably
+    text: str  # why not
+
+
 # --- the table of types ---------------------------------------------------------------------------------------------
 
 
 class Row(NamedTuple):
+    """What holds for all messages of a type."""
+
     code: int
-    cls: type
+    cls: Any
     decode: Callable[[Any], Any]
     bytes_max: int  # of the encoded message
+    urgent: bool  # overtakes long messages on the way
+    members_only: bool  # taken only from, and sent only to, a peer of the own cluster
+    consensus: bool  # for the core
 
 
 KIB: Final = 1024
 
-#: code -> (class, most bytes). Codes are for ever: a retired one is not used again.
-_NODE_TYPES: Final[dict[int, tuple[Any, int]]] = {
-    1: (Identity, 64 * KIB),
-    2: (Accept, KIB),
-    3: (Refuse, 4 * KIB),
-    4: (Ping, KIB),
-    5: (Pong, KIB),
-    16: (Forward, MESSAGE_BYTES_MAX),
-    17: (ForwardReply, MESSAGE_BYTES_MAX),
-    18: (ForwardCancel, KIB),
-    19: (ChunkRequest, 4 * KIB),
-    20: (ChunkReply, CHUNK_BYTES_MAX + 4 * KIB),
-    21: (StatusRequest, KIB),
-    22: (StatusReply, PAYLOAD_BYTES_MAX),
-    23: (JoinRequest, 4 * KIB),
-    24: (JoinReply, 256 * KIB),
-    25: (Leave, 4 * KIB),
-    26: (Hint, 4 * KIB),
+#: code -> (class, most bytes, urgent, members only). Codes are for ever: a retired one is not used again.
+_NODE_TYPES: Final[dict[int, tuple[Any, int, bool, bool]]] = {
+    1: (Identity, 64 * KIB, True, False),
+    2: (Accept, KIB, True, False),
+    3: (Refuse, 4 * KIB, True, False),
+    4: (Ping, KIB, True, False),
+    5: (Pong, KIB, True, False),
+    16: (Forward, MESSAGE_BYTES_MAX, False, True),
+    17: (ForwardReply, MESSAGE_BYTES_MAX, False, True),
+    18: (ForwardCancel, KIB, False, True),
+    19: (ChunkRequest, 4 * KIB, False, True),
+    20: (ChunkReply, CHUNK_BYTES_MAX + 4 * KIB, False, True),
+    21: (StatusRequest, KIB, False, False),
+    22: (StatusReply, PAYLOAD_BYTES_MAX, False, False),
+    23: (JoinRequest, 4 * KIB, False, False),
+    24: (JoinReply, 256 * KIB, False, False),
+    25: (Leave, 4 * KIB, False, False),
+    26: (Hint, 4 * KIB, False, False),
+    27: (FormProposal, 256 * KIB, False, False),
+    28: (FormReply, 4 * KIB, False, False),
 }
+#: The code of a consensus message is this plus its place in messages.MESSAGES.
+CONSENSUS_CODE: Final = 64
+_BULK: Final = {messages.Append: MESSAGE_BYTES_MAX, messages.SnapshotOffer: 256 * KIB}
+#: Must not overtake the entries that were sent before it: it is void when they are missing.
+_ORDERED: Final = (messages.TimeoutNow,)
 
-TYPES: Final[dict[int, Row]] = {
-    code: Row(code, cls, decoder(cls), bytes_max) for code, (cls, bytes_max) in _NODE_TYPES.items()
-}
-CODES: Final[dict[type, int]] = {row.cls: row.code for row in TYPES.values()}
+
+def _checked(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """With consensus' own gateway behind it, for messages with more rules than types and ranges."""
+    return lambda raw: messages.check(decode(raw))
+
+
+def _consensus_row(place: int, cls: Any) -> Row:
+    decode = _checked(decoder(cls)) if cls is messages.SnapshotOffer else decoder(cls)
+    urgent = cls not in _BULK and cls not in _ORDERED
+    return Row(CONSENSUS_CODE + place, cls, decode, _BULK.get(cls, KIB), urgent, True, True)
+
+
+_ROWS: Final = (
+    *(Row(code, cls, decoder(cls), size, u, m, False) for code, (cls, size, u, m) in _NODE_TYPES.items()),
+    *(_consensus_row(place, cls) for place, cls in enumerate(messages.MESSAGES)),
+)
+TYPES: Final[dict[int, Row]] = {row.code: row for row in _ROWS}
+ROWS: Final[dict[type, Row]] = {row.cls: row for row in _ROWS}
 
 
 class Codec(Encoder):
@@ -256,11 +296,11 @@ class Codec(Encoder):
 
     def dump(self, message: Any) -> tuple[int, bytes]:
         """Raises PeerError when the message is over its limit (the sender's mistake, found before it is sent)."""
-        code = CODES[type(message)]
+        row = ROWS[type(message)]
         payload = self.encode(message)
-        if len(payload) > TYPES[code].bytes_max:
+        if len(payload) > row.bytes_max:
             raise PeerError(f"{type(message).__name__} of {len(payload)} bytes is over the limit")
-        return code, payload
+        return row.code, payload
 
     def load(self, code: int, payload: bytes | bytearray) -> Any:
         """Raises PeerError for anything that dump() would not have made."""
@@ -347,7 +387,7 @@ class FrameReader(Seal):
                 return []
             data = bytes(self._rest)
             self._rest.clear()
-        messages: list[tuple[int, bytes | bytearray]] = []
+        whole: list[tuple[int, bytes | bytearray]] = []
         start, end = 0, len(data)
         while end - start >= HEADER.size:
             length, code, flags, counter = HEADER.unpack_from(data, start)
@@ -358,11 +398,11 @@ class FrameReader(Seal):
             payload = self._open(data, start, length)
             start = stop
             if flags == 0:
-                messages.append((code, payload))
+                whole.append((code, payload))
             else:
-                self._gather(code, flags, payload, messages)
+                self._gather(code, flags, payload, whole)
         self._keep(data, start, end)
-        return messages
+        return whole
 
     def _check_header(self, length: int, code: int, flags: int, counter: int) -> None:
         if length > PAYLOAD_BYTES_MAX:
@@ -386,14 +426,14 @@ class FrameReader(Seal):
         self.counter += 1
         return payload
 
-    def _gather(self, code: int, flags: int, payload: bytes, messages: list[tuple[int, bytes | bytearray]]) -> None:
+    def _gather(self, code: int, flags: int, payload: bytes, whole: list[tuple[int, bytes | bytearray]]) -> None:
         if not payload or self._code not in (0, code):
             raise PeerError("fragments out of order")
         self._code = code
         self._parts += payload
         self.fragments += 1
         if flags & LAST:
-            messages.append((code, self._parts))
+            whole.append((code, self._parts))
             self._code, self._parts = 0, bytearray()
 
     def _keep(self, data: bytes, start: int, end: int) -> None:
@@ -406,7 +446,7 @@ class FrameReader(Seal):
             self._needed = OVERHEAD_BYTES + HEADER.unpack_from(data, start)[0]
 
 
-def fragments(payload: bytes) -> list[tuple[memoryview, int]]:
+def split(payload: bytes) -> list[tuple[memoryview, int]]:
     """A payload over FRAGMENT_BYTES as (piece, flags)."""
     view = memoryview(payload)
     pieces = [view[i : i + FRAGMENT_BYTES] for i in range(0, len(payload), FRAGMENT_BYTES)]
