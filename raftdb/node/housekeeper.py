@@ -1,9 +1,9 @@
 """Once a second: make the data follow the log to the disk, and look how much room is left.
 
-The key-value store is committed without fsync; the log is its truth. `KvStore.sync()` still runs here every second, or
-after 32 MiB of changes: it bounds what a restart of the machine must replay, and what an fdatasync of the log must wait
-for on file systems that order their writes (ext4). A sync that fails ends the process: what the page cache says after
-that is not what the disk holds.
+The key-value store is committed without fsync; the log is its truth. `KvStore.sync()` still runs here every second,
+or after 32 MiB of changes: it bounds what a restart of the machine must replay, and what an fdatasync of the log must
+wait for on file systems that order their writes (ext4). A sync that fails ends the process: what the page cache says
+after that is not what the disk holds.
 
 Neither the sync nor statvfs may run on the driver: a disk that hangs would stop the heartbeats.
 """
@@ -33,7 +33,7 @@ class Housekeeper:
         self, paths: list[Path], min_free_bytes: int, sync: Callable[[], None], fail: Callable[[BaseException], None]
     ):
         self._paths = paths
-        self._min_free_bytes = min_free_bytes
+        self.min_free_bytes = min_free_bytes
         self._sync = sync
         self._fail = fail
         self._due = threading.Event()
@@ -77,12 +77,12 @@ class Housekeeper:
 
     def _look(self) -> None:
         free_bytes = min(free_space_bytes(path) for path in self._paths)
-        low = free_bytes < self._min_free_bytes
+        low = free_bytes < self.min_free_bytes
         if low != self.low:
             log.warning(
                 "%d MiB free, --min-free is %d MiB: %s",
                 free_bytes // MIB,
-                self._min_free_bytes // MIB,
+                self.min_free_bytes // MIB,
                 "only commands that shrink the data are accepted" if low else "writes are accepted again",
             )
         self.free_bytes, self.low = free_bytes, low

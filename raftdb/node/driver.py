@@ -1,0 +1,510 @@
+"""The driver: the only place where sockets, clock, core, log, data and replies meet. One thread.
+
+    turn    read all sockets (clients of loop 0, peers) and the inbox of the other loops
+            messages of peers -> core; at most one tick                                     messages before ticks
+            propose what has come: one entry for all commands of the turn
+            Ready: frames to the peers  ->  one synced log commit  ->  Released: more frames
+            apply what is committed, in one transaction of the data  ->  replies
+            send the replies, looking at the peers again after every 32 of them
+
+Why one entry per turn: an entry costs a synced commit, so commands that arrive while one is under way share the next.
+A new entry waits until the one before is committed (`in_flight_max` entries at most); the batch then grows by itself
+with the load, and a lone client waits for nobody.
+
+**Long work** (`breathe`). Commands call back every thousand records. After 50 ms a *control turn* runs in between:
+peers are read, heartbeats and votes go out, the log may be written, time passes; nothing is proposed and nothing
+applied, since the apply that is under way holds the data's transaction. What got committed meanwhile is applied
+afterwards.
+
+**Errors.** A storage error, MemoryError, or a broken invariant ends the process (`fail`): what this node would say
+after it could be wrong, and a restart from the log is right. A full disk is not such an error: writes are refused and
+the entries that are committed wait in the log until there is room.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import lmdb
+
+from raftdb import clock
+from raftdb.config import MIB
+from raftdb.consensus import membership
+from raftdb.errors import Bug, DiskFull, RaftdbError, StorageError
+from raftdb.node.pending import LEADERSHIP_LOST, NO_LEADER, STOPPING, Batch, Pending, Ticket
+from raftdb.types import Entry, Kind, Proposal, Role, SnapshotMeta
+
+if TYPE_CHECKING:
+    from raftdb.commands.machine import Machine
+    from raftdb.config import Config
+    from raftdb.consensus.core import Core
+    from raftdb.consensus.messages import Envelope
+    from raftdb.consensus.ready import Ready, Released, RoleChange
+    from raftdb.net.server import Server
+    from raftdb.node.dispatch import Dispatch
+    from raftdb.node.housekeeper import Housekeeper
+    from raftdb.node.reads import Reads
+    from raftdb.node.snapshotter import Snapshotter
+    from raftdb.storage.datadir import DataDir
+
+log = logging.getLogger("raftdb.driver")
+
+CONTROL_TURN_S: Final = 0.05  # a long apply lets the peers in this often
+REPLIES_PER_LOOK: Final = 32  # client replies sent before the peers are looked at again
+ENTRY_BYTES_MAX: Final = 8 * MIB  # commands gathered into one entry; one ticket alone may be larger
+ENTRY_COMMANDS_MAX: Final = 20_000
+APPLY_ENTRIES_MAX: Final = 256  # entries applied in one transaction of the data
+APPLY_BYTES_MAX: Final = 16 * MIB
+DISK_RETRY_S: Final = 1.0
+HOUSEKEEPING_S: Final = 0.5  # snapshot triggers and trimming
+DRAIN_POLL_S: Final = 0.005
+
+#: What ends the process when the driver meets it.
+FATAL: Final = (StorageError, Bug, AssertionError, MemoryError, OSError, lmdb.Error, RecursionError)
+
+
+class Outbound(Protocol):
+    """What the driver needs of the peers' side (node.peering); a node without peers has an idle one."""
+
+    def send(self, envelopes: tuple[Envelope, ...]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def tick(self) -> None: ...
+
+
+class Driver:
+    """Owns the core and both LMDB write transactions. Everything but the marked methods is for its own thread."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: DataDir,
+        core: Core,
+        machine: Machine,
+        server: Server,
+        dispatch: Dispatch,
+        housekeeper: Housekeeper,
+        on_role: Callable[[RoleChange], None],
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.core = core
+        self.log = data.log
+        self.kv = data.kv
+        self.machine = machine
+        self.server = server
+        self.loop = server.loop
+        self.dispatch = dispatch
+        self.housekeeper = housekeeper
+        self.peers: Outbound | None = None
+        self.reads: Reads = None  # type: ignore[assignment]  # set by the node, as the next
+        self.snapshotter: Snapshotter = None  # type: ignore[assignment]
+        self.on_role = on_role
+        self.pending = Pending()
+        self.inbox: deque[Ticket] = deque()  # appended by any loop
+        self.waiting: deque[Ticket] = deque()  # taken from the inbox, not yet proposed
+        self.recent: dict[int, Entry] = {}  # appended and not yet applied: apply need not read the log
+        self.in_flight_max = 1
+        self.applied = self.kv.applied
+        self.commit = self.kv.applied
+        self.turn_started_s = clock.monotonic()
+        self.log_bytes_since_snapshot = self._log_bytes()
+        self.flushes = 0
+        self.flush_last_us = 0
+        self.failure: BaseException | None = None
+        self.stopping = False
+        self.stopped = threading.Event()
+        self._next_tick_s = 0.0
+        self._next_control_s = 0.0
+        self._next_housekeeping_s = 0.0
+        self._no_room_until_s = 0.0
+        self._applying = False
+        self._flushed_us = 0  # sum over all flushes
+        self._last_stamp = self.log.stamp(self.log.last)
+        self._rounds: dict[int, tuple[float, float]] = {}  # heartbeat round -> when it was sent (monotonic, boottime)
+        self._first_of_term = 0  # leader: index of the first entry of its term
+        self._on_end: Callable[[], None] = _nothing
+        self.thread: threading.Thread | None = None
+
+    # --- from other threads -----------------------------------------------------------------------------------------
+
+    def submit(self, tickets: list[Ticket]) -> None:
+        """Hand over the writes of one loop's turn. Any thread."""
+        self.inbox.extend(tickets)
+        if threading.current_thread() is not self.thread:
+            self.loop.wake()
+
+    def call(self, fn: Callable[[], None]) -> None:
+        """Run `fn` in the driver's thread, in its next turn. Any thread."""
+        self.loop.call(fn)
+
+    def fail(self, error: BaseException) -> None:
+        """The node cannot go on: remember why, and stop. Any thread; the first reason counts."""
+        if self.failure is None:
+            self.failure = error
+            log.critical("stopping: %s", error or type(error).__name__, exc_info=error if _is_bug(error) else None)
+        self.stopping = True
+        self.loop.wake()
+
+    def stop(self) -> None:
+        """Ask for the end of run(). Any thread."""
+        self.stopping = True
+        self.loop.wake()
+
+    def start(self, on_end: Callable[[], None]) -> None:
+        """Start the thread; `on_end` is called by it when it ends."""
+        self._on_end = on_end
+        self.thread = threading.Thread(target=self.run, name="raftdb-driver", daemon=True)
+        self.thread.start()
+
+    def drain(self, wait_s: float) -> None:
+        """Wait until nothing is under way. Any other thread."""
+        end_s = clock.monotonic() + wait_s
+        while (self.inbox or self.waiting or len(self.pending)) and clock.monotonic() < end_s:
+            if self.stopped.wait(DRAIN_POLL_S):
+                return
+
+    @property
+    def ready_to_serve(self) -> bool:
+        """A leader is known; if it is this node, it has applied the first entry of its term. Any thread."""
+        if self.core.role is Role.LEADER:
+            return 0 < self._first_of_term <= self.applied
+        return self.core.leader is not None
+
+    @property
+    def log_entries_since_snapshot(self) -> int:
+        meta = self.log.snapshot
+        return self.applied - (meta.index if meta is not None else 0)
+
+    def flush_mean_us(self) -> int:
+        return self._flushed_us // max(1, self.flushes)
+
+    def clock_for_reads(self) -> int | None:
+        """On a leader the time by which keys fall due, in ms; None elsewhere. Any thread."""
+        return clock.wall_ms() if self.core.role is Role.LEADER else None
+
+    def join(self, wait_s: float | None = None) -> None:
+        if self.thread is not None:
+            self.thread.join(wait_s)
+
+    # --- the turn ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Turns until stop() or until something makes it impossible to go on."""
+        self.thread = threading.current_thread()
+        try:
+            self._next_tick_s = clock.monotonic() + self.config.tick_ms / 1000
+            while not self.stopping:
+                self.turn()
+        except FATAL as error:
+            self.fail(error)
+        except Exception as error:  # a bug, whatever it is: stop rather than go on wrong
+            self.fail(Bug(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__))
+        finally:
+            self._end()
+
+    def turn(self) -> None:
+        """One turn of the module's table."""
+        self.loop.poll(self._patience_s())
+        now_s = self.turn_started_s = clock.monotonic()
+        self.dispatch.end_of_turn(self.loop)
+        if now_s >= self._next_tick_s:
+            self._tick(now_s)
+        self._propose(now_s)
+        self._settle()
+        self.server.wake()
+        while self.loop.flush(REPLIES_PER_LOOK):
+            self._look_at_peers()
+
+    def _patience_s(self) -> float:
+        """How long the next poll may wait."""
+        if self.inbox or self.commit > self.applied:
+            return 0.0
+        return max(0.0, self._next_tick_s - clock.monotonic())
+
+    def _tick(self, now_s: float) -> None:
+        """At most one per turn: after a stall the messages that waited come first, and no election is invented."""
+        self._next_tick_s = max(self._next_tick_s + self.config.tick_ms / 1000, now_s + self.config.tick_ms / 2000)
+        self.core.tick()
+        if self.peers is not None:
+            self.peers.tick()
+        self.pending.expire(now_s - self.config.request_timeout_ms / 1000)
+        self._expire_waiting(now_s - self.config.leader_wait_ms / 1000)
+        self.reads.expire(now_s - self.config.request_timeout_ms / 1000)
+        self.dispatch.tick(now_s)
+        if not self._applying:
+            self._keep_time()
+        if now_s >= self._next_housekeeping_s:
+            self._next_housekeeping_s = now_s + HOUSEKEEPING_S
+            self._keep_log_short(now_s)
+
+    def _keep_log_short(self, now_s: float) -> None:
+        """Snapshot triggers, and one bounded step of trimming."""
+        self.snapshotter.trigger(self.applied, self.log_bytes_since_snapshot, now_s)
+        if self.snapshotter.trim(self.log.last + 1):
+            self.core.log_trimmed()
+            self._next_housekeeping_s = now_s  # more to do
+
+    def snapshot_made(self, meta: SnapshotMeta) -> None:
+        """The log's meta names this file now."""
+        self.log_bytes_since_snapshot = self.log.bytes_after(meta.index)
+
+    def _log_bytes(self) -> int:
+        meta = self.log.snapshot
+        return self.log.bytes_after(meta.index if meta is not None else 0)
+
+    def _expire_waiting(self, before_s: float) -> None:
+        while self.waiting and self.waiting[0].since_s < before_s:
+            self.waiting.popleft().fail(NO_LEADER)
+
+    def _look_at_peers(self) -> None:
+        """Between client replies: what the peers have to say does not wait."""
+        if self.peers is not None:
+            self._settle()
+
+    # --- proposing --------------------------------------------------------------------------------------------------
+
+    def _propose(self, now_s: float) -> None:
+        while self.inbox:
+            self.waiting.append(self.inbox.popleft())
+        if not self.waiting or len(self.pending) >= self.in_flight_max or self.core.role is not Role.LEADER:
+            return
+        tickets = self._gather()
+        items = [item for ticket in tickets for item in ticket.items]
+        writes = items if all(t.writes is t.items for t in tickets) else [w for t in tickets for w in t.writes]
+        self.propose(Kind.COMMANDS, self.machine.encode(writes), Batch(self.core.term, tickets, items, now_s))
+
+    def _gather(self) -> list[Ticket]:
+        """Whole tickets, from the front, up to the bounds of an entry."""
+        tickets: list[Ticket] = []
+        size_bytes = commands = 0
+        while self.waiting and size_bytes < ENTRY_BYTES_MAX and commands < ENTRY_COMMANDS_MAX:
+            ticket = self.waiting[0]
+            if tickets and size_bytes + ticket.size_bytes > ENTRY_BYTES_MAX:
+                break
+            size_bytes += ticket.size_bytes
+            commands += len(ticket.items)
+            tickets.append(self.waiting.popleft())
+        return tickets
+
+    def propose(self, kind: int, payload: bytes, batch: Batch | None) -> int:
+        """Append an entry to this leader's log; `batch` is answered when it is applied. Raises NotLeader, Busy."""
+        index = self.core.propose((Proposal(kind, self._stamp(), secrets.randbits(64), payload),))
+        if batch is not None:
+            self.pending.add(index, batch)
+        return index
+
+    def move_time(self, due_ms: int) -> int:
+        """Leader: the index of an entry whose stamp is at least `due_ms`; appends one that only moves the time."""
+        if self._last_stamp < due_ms or self.log.last <= self.applied:
+            self.propose(Kind.TIME, b"", None)
+        return self.core.last_index
+
+    def _stamp(self) -> int:
+        """The time of the next entry: never behind the last one of the log."""
+        self._last_stamp = max(clock.wall_ms(), self._last_stamp)
+        return self._last_stamp
+
+    def _keep_time(self) -> None:
+        """An idle leader moves the time on when a key falls due, at most once per tick."""
+        if self.core.role is not Role.LEADER or len(self.pending) or self.housekeeper.low:
+            return
+        due_ms = self.kv.earliest_expiry_ms()
+        if 0 < due_ms <= clock.wall_ms():
+            self.propose(Kind.TIME, b"", Batch(self.core.term, [], [], clock.monotonic()))
+
+    # --- consensus to disk to apply ---------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Everything that the core wants done, until it wants nothing more."""
+        while True:
+            moved = self._drain_core()
+            if self.commit > self.applied and not self._applying:
+                moved = self._apply() or moved
+            if not moved:
+                return
+
+    def _drain_core(self) -> bool:
+        moved = False
+        while (ready := self.core.ready()) is not None:
+            moved = True
+            self._first_stage(ready)
+            if not ready.sends_only:
+                self._second_stage(self.core.persisted(ready))
+        return moved
+
+    def _first_stage(self, ready: Ready) -> None:
+        if ready.lease_end:
+            self.reads.end_lease()
+        if ready.round:
+            self._rounds[ready.round] = (clock.monotonic(), clock.boottime())
+        if self.peers is not None and ready.send:
+            self.peers.send(ready.send)
+            self.peers.flush()
+        persist = ready.persist
+        if persist is None:
+            return
+        start_s = clock.monotonic()
+        self.log.commit(persist)
+        self._count_flush(start_s)
+        for entry in persist.entries:
+            self.recent[entry.index] = entry
+            self.log_bytes_since_snapshot += len(entry.payload)
+            if entry.kind == Kind.NOOP:
+                self._first_of_term = entry.index
+
+    def _count_flush(self, start_s: float) -> None:
+        took_us = int((clock.monotonic() - start_s) * 1e6)
+        self.flushes += 1
+        self.flush_last_us = took_us
+        self._flushed_us += took_us
+
+    def _second_stage(self, released: Released) -> None:
+        if self.peers is not None and released.send:
+            self.peers.send(released.send)
+            self.peers.flush()
+        self.commit = max(self.commit, released.commit)
+        if released.role is not None:
+            self._role_changed(released.role)
+        if released.confirmed_round:
+            self._confirmed(released.confirmed_round, released.lease_round)
+        if released.reads:
+            self.reads.answered(released.reads)
+
+    def _role_changed(self, change: RoleChange) -> None:
+        self._rounds.clear()
+        if change.role is not Role.LEADER:
+            self.reads.end_lease()
+        self.on_role(change)
+
+    def _confirmed(self, confirmed_round: int, lease_round: int) -> None:
+        sent = self._rounds.get(confirmed_round)
+        if sent is not None:
+            self.reads.confirmed(sent[0])
+        if lease_round and lease_round in self._rounds and self._first_of_term <= self.applied:
+            self.reads.lease_from(self._rounds[lease_round][1], self.config.lease_ms)
+        self._rounds = {number: at for number, at in self._rounds.items() if number > confirmed_round}
+
+    # --- applying ---------------------------------------------------------------------------------------------------
+
+    def _apply(self) -> bool:
+        """Apply what is committed, a bounded part of it in one transaction. False when there is no room for it."""
+        if self._no_room_until_s and clock.monotonic() < self._no_room_until_s:
+            return False
+        self._applying = True
+        try:
+            self._apply_some()
+        except DiskFull as error:
+            self._no_room(error)
+            return False
+        finally:
+            self._applying = False
+        return True
+
+    def _apply_some(self) -> None:
+        batch = self.kv.batch()
+        answers: list[tuple[Batch, list[Any], int]] = []
+        index, size_bytes, members = self.applied, 0, None
+        entry: Entry | None = None
+        self._next_control_s = clock.monotonic() + CONTROL_TURN_S
+        try:
+            while index < self.commit and index - self.applied < APPLY_ENTRIES_MAX and size_bytes < APPLY_BYTES_MAX:
+                entry = self._entry(index + 1)
+                mine = self.pending.get(entry.index, entry.term)
+                replies = self._apply_entry(entry, mine, batch)
+                if mine is not None:
+                    answers.append((mine, replies, entry.index))
+                if entry.kind == Kind.MEMBERSHIP:
+                    members = membership.decode(entry.payload, entry.index)
+                index, size_bytes = entry.index, size_bytes + len(entry.payload)
+            assert entry is not None
+            batch.commit(index, entry.term, entry.stamp, entry.chain, members)
+        except BaseException:
+            batch.abort()
+            raise
+        self._applied(index, size_bytes, answers)
+
+    def _entry(self, index: int) -> Entry:
+        entry = self.recent.get(index)
+        if entry is None or entry.term != self.log.term(index):
+            entry = self.log.entries(index, index, 1)[0]
+        return entry
+
+    def _apply_entry(self, entry: Entry, mine: Batch | None, batch: Any) -> list[Any]:
+        """Every kind goes through the machine: keys fall due by the stamp of any entry."""
+        items = mine.items if mine is not None else None
+        return self.machine.apply(entry, items, batch, self._breathe)
+
+    def _applied(self, index: int, size_bytes: int, answers: list[tuple[Batch, list[Any], int]]) -> None:
+        """The data of entries up to `index` is committed: now it may be told."""
+        first, self.applied = self.applied + 1, index
+        for batch, replies, at in answers:
+            start = 0
+            for ticket in batch.tickets:
+                stop = start + len(ticket.items)
+                ticket.answer(replies[start:stop], at)
+                start = stop
+        for at in range(first, index + 1):
+            entry = self.recent.pop(at, None)
+            self.pending.settled(at, entry.term if entry is not None else self.log.term(at))
+        self.core.applied_to(index)
+        self.housekeeper.wrote(size_bytes)
+        self.reads.at_once = self._leads_alone()
+        self.reads.applied(index)
+
+    def _leads_alone(self) -> bool:
+        """Then this node is its own quorum, and what it has applied is all that was ever acknowledged."""
+        if self.core.role is not Role.LEADER or not 0 < self._first_of_term <= self.applied:
+            return False
+        voters = self.log.membership.voters
+        return len(voters) == 1 and voters[0].ref == self.core.me
+
+    def _breathe(self) -> None:
+        """Called by commands every 1,000 records: let the other threads run, and the peers in when it takes long."""
+        now_s = clock.monotonic()
+        if now_s < self._next_control_s:
+            return
+        self._control_turn(now_s)
+        self._next_control_s = clock.monotonic() + CONTROL_TURN_S
+
+    def _control_turn(self, now_s: float) -> None:
+        """Heartbeats, votes, ticks; no proposals, no apply (`_applying` is set)."""
+        self.turn_started_s = now_s
+        if self.peers is not None:
+            self.loop.poll_registered()
+        if now_s >= self._next_tick_s:
+            self._tick(now_s)
+        self._drain_core()
+
+    def _no_room(self, error: DiskFull) -> None:
+        """The data has no room. Committed entries stay in the log; apply is tried again in a second."""
+        log.error("no room for the data, applying waits: %s", error)
+        self._no_room_until_s = clock.monotonic() + DISK_RETRY_S
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """Nothing more will be executed: tell those who wait, then let the thread go."""
+        while self.inbox:
+            self.waiting.append(self.inbox.popleft())
+        while self.waiting:
+            self.waiting.popleft().fail(STOPPING)
+        self.pending.fail_all(LEADERSHIP_LOST)
+        self.reads.fail_all()
+        self.server.wake()
+        self.stopped.set()
+        self._on_end()
+
+
+def _nothing() -> None:
+    """The on_end of a driver that nobody waits for."""
+
+
+def _is_bug(error: BaseException) -> bool:
+    return not isinstance(error, RaftdbError) or isinstance(error, Bug)

@@ -1,0 +1,428 @@
+"""A node: the parts put together, started and stopped in the right order, and the embedding API.
+
+with Node(Config(address="127.0.0.1:6379"), commands=[cas]) as node:
+    node.execute("SET", "color", "red")
+
+start   settings, ports, secret            a mistake ends here and has touched nothing
+        data directory, start table        DataDir.open
+        core, driver                       `starts` is counted, synced, before the node speaks
+        threads                            disk, snapshots, callbacks, workers, driver with loop 0, I/O loops
+stop    the reverse: leadership is handed over, no new clients, what is under way is finished, data synced
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from raftdb import __version__, clock
+from raftdb.commands.machine import Machine, Request
+from raftdb.commands.table import LOCAL, WRITE, Command, builtin_table
+from raftdb.config import Config
+from raftdb.consensus.core import Core, CoreConfig
+from raftdb.consensus.ready import RoleChange
+from raftdb.errors import CommandError, UsageError
+from raftdb.net.resp import Limits
+from raftdb.net.server import Server, WorkerPool
+from raftdb.net.session import Session
+from raftdb.node import starting
+from raftdb.node.dispatch import Dispatch, Run
+from raftdb.node.driver import Driver
+from raftdb.node.events import Callback, Events
+from raftdb.node.housekeeper import Housekeeper
+from raftdb.node.pending import TIMED_OUT, Ticket
+from raftdb.node.port import DriverCalls, Port
+from raftdb.node.reads import Reads
+from raftdb.node.snapshotter import Snapshotter
+from raftdb.storage.checksum import chain_of
+from raftdb.storage.datadir import DataDir
+from raftdb.types import Member, NodeRef, Role, SnapshotMeta
+
+log = logging.getLogger("raftdb.node")
+
+T = TypeVar("T")
+
+STOP_DRAIN_S: Final = 5.0  # for replies that are still to be sent when the node stops
+CALLBACK_WAIT_S: Final = 2.0
+READY_POLL_S: Final = 0.01
+
+_EVENTS: Final = {
+    Role.LEADER: "on_leader",
+    Role.FOLLOWER: "on_follower",
+    Role.LEARNER: "on_follower",
+    Role.CANDIDATE: "on_candidate",
+}
+
+
+class Node:
+    """One member of a cluster. start() and stop() once each; the rest from any thread in between."""
+
+    def __init__(self, config: Config | None = None, commands: Iterable[Command] = ()) -> None:
+        self.config = config or Config()
+        self.settings: dict[str, Any] = {}  # current values; CONFIG SET changes some
+        self.table = builtin_table().extended(commands)
+        self.life = secrets.randbits(64)
+        self.role = Role.FOLLOWER
+        self.leader: NodeRef | None = None
+        self.term = 0
+        self.events = Events(self)
+        self.serving = False
+        self._commands = tuple(commands)
+        self._ended = threading.Event()
+        self._on_end: list[Callable[[], None]] = []
+        self._stop_lock = threading.Lock()
+        self._stopped = False
+
+    # --- start ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bring everything up. Raises UsageError (nothing was touched, or one line says what to do) or StorageError."""
+        if not __debug__:
+            raise UsageError("raftdb does not run under python -O: its assertions protect the data")
+        starting.check_protected(self.config)
+        self.machine = Machine(self.table)
+        self.pool = WorkerPool(self.config.workers)
+        self.dispatch = Dispatch(self.config, self.table, self.machine, self.pool)
+        limits = Limits(bulk_bytes_max=self.config.bulk_max_bytes)
+        self.server = Server(self.dispatch, io_threads=self.config.io_threads, limits=limits)
+        try:
+            self.config = self.dispatch.config = starting.listen(self.config, self.server)
+            self.settings.update({name: getattr(self.config, name) for name in Config.__dataclass_fields__})
+            self.secret = starting.cluster_secret(self.config)
+            self.data = self._open_data()
+        except BaseException:
+            self.server.close()
+            self.pool.stop()
+            raise
+        try:
+            self._assemble()
+            self._start_threads()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _open_data(self) -> DataDir:
+        if not DataDir.exists(self.config.own_data_dir):
+            starting.create_alone(self.config)
+        return starting.open_data(self.config)
+
+    def _assemble(self) -> None:
+        config, data = self.config, self.data
+        self.machine.kv = data.kv
+        self.housekeeper = Housekeeper([data.path], config.min_free_bytes, lambda: self.data.kv.sync(), self._fail)
+        starts = data.log.start()
+        self.core = self._new_core(starts)
+        self.driver = Driver(
+            config, data, self.core, self.machine, self.server, self.dispatch, self.housekeeper, self._role_changed
+        )
+        self.driver.reads = Reads(self.driver, self.dispatch)
+        self.dispatch.driver = self.driver
+        self.port = self.dispatch.port = Port(self)
+        self.snapshotter = Snapshotter(config, data, self.driver.call, self._snapshot_made, self._fail)
+        self.driver.snapshotter = self.snapshotter
+        self._calls = DriverCalls(self.driver.call, self.driver.stopped, config.request_timeout_ms / 1000)
+        self._session = Session(0, "embedded", "embedded", consistency=config.reads)
+
+    def _new_core(self, starts: int) -> Core:
+        data, config = self.data, self.config
+        election_ticks = max(2, config.election_ms // config.tick_ms)
+        core = Core(
+            NodeRef(data.identity.node_id, data.identity.incarnation),
+            CoreConfig(
+                heartbeat_ticks=max(1, config.heartbeat_ms // config.tick_ms),
+                election_ticks_min=election_ticks,
+                election_ticks_max=2 * election_ticks,
+                read_wait_ticks=max(1, config.leader_wait_ms // config.tick_ms),
+            ),
+            data.log,
+            data.log.hard,
+            data.log.membership,
+            data.log.previous_membership,
+            commit=data.kv.applied,
+            applied=data.kv.applied,
+            chain_of=chain_of,
+            seed=secrets.randbits(64),
+            starts=starts,
+            stamp=data.log.stamp(data.log.last),
+            snapshot=data.log.snapshot,
+        )
+        for index in data.damaged:
+            core.quarantine(index)
+        return core
+
+    def _start_threads(self) -> None:
+        self.housekeeper.start()
+        self.snapshotter.start()
+        self.events.start()
+        self.events.emit("on_start")
+        self.driver.start(self._driver_ended)
+        self.server.start()
+        self.serving = True
+
+    def greeting(self) -> str:
+        """One line: where the node listens, and how to connect."""
+        host, port = self.config.bind or self.config.host, self.config.port
+        where = "" if host in ("127.0.0.1", "localhost") else f"-h {self.config.host} "
+        password = " --askpass" if self.config.requirepass else ""
+        return (
+            f"raftdb {__version__}: node {self.config.own_id} serves on {self.config.address}, data in {self.data.path};"
+            f" connect with: redis-cli {where}-p {port}{password}"
+        )
+
+    # --- stop -------------------------------------------------------------------------------------------------------
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the node stopped by itself; None when it was asked to, or runs."""
+        return self.driver.failure if hasattr(self, "driver") else None
+
+    def on_end(self, fn: Callable[[], None]) -> None:
+        """Call `fn` when the node ends by itself (storage error, SHUTDOWN): somebody should then call stop()."""
+        self._on_end.append(fn)
+        if self._ended.is_set():
+            fn()
+
+    def request_stop(self, now: bool) -> None:
+        """SHUTDOWN: end as if asked from outside. Any thread."""
+        if now:
+            self.driver.stop()
+        else:
+            self._driver_ended()
+
+    def _driver_ended(self) -> None:
+        self._ended.set()
+        for fn in self._on_end:
+            fn()
+
+    def _fail(self, error: BaseException) -> None:
+        self.driver.fail(error)
+
+    def stop(self) -> None:
+        """Hand over, finish what is under way, sync, close. Any thread but the driver's; a second call waits."""
+        with self._stop_lock:
+            if self._stopped:
+                return
+            self._stopped = True
+            self._stop()
+
+    def _stop(self) -> None:
+        self.serving = False
+        if hasattr(self, "port"):
+            self.port.stop()
+        self.server.stop_accepting()
+        if hasattr(self, "driver"):
+            self.driver.drain(STOP_DRAIN_S)
+            self.driver.stop()
+            self.driver.join()
+            self.events.emit("on_shutdown")
+        self.server.drain(STOP_DRAIN_S)
+        self.server.close()
+        self.pool.stop()
+        if hasattr(self, "snapshotter"):
+            self.snapshotter.stop()
+        if hasattr(self, "housekeeper"):
+            self.housekeeper.stop()
+        self.events.stop(CALLBACK_WAIT_S)
+        self.data.close(clean=self.failure is None)
+        self._ended.set()
+
+    def join(self, wait_s: float | None = None) -> bool:
+        """Wait until the node has ended; whether it has."""
+        return self._ended.wait(wait_s)
+
+    def __enter__(self) -> Node:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- the driver tells -------------------------------------------------------------------------------------------
+
+    def _role_changed(self, change: RoleChange) -> None:
+        """Driver: state first, then the callbacks."""
+        before = self.role
+        self.role, self.term, self.leader = change.role, change.term, change.leader
+        if change.role is not before:
+            reason = f" ({change.reason})" if change.reason else ""
+            log.info("%s in term %d%s", change.role.value, change.term, reason)
+            self.events.emit(_EVENTS[change.role])
+
+    def _snapshot_made(self, meta: SnapshotMeta) -> None:
+        """Driver: a durable file that may be the base of the log."""
+        self.data.log.add_snapshot(meta)
+        self.core.snapshot_available(meta)
+        self.driver.snapshot_made(meta)
+
+    # --- what the node knows ----------------------------------------------------------------------------------------
+
+    def leader_member(self) -> Member | None:
+        leader = self.leader
+        member = self.data.log.membership.get(leader.id) if leader is not None else None
+        return member if member is not None and member.ref == leader else None
+
+    def matched(self) -> Mapping[NodeRef, int]:
+        """Leader: the acknowledged index of each other member."""
+        return self.core.matched() if self.role is Role.LEADER else {}
+
+    def status(self) -> dict[str, object]:
+        """The raft section of INFO and RAFT.INFO."""
+        members = self.data.log.membership.members
+        leader = self.leader_member()
+        voters = sum(1 for member in members if member.voter)
+        return {
+            "node_id": self.data.identity.node_id,
+            "cluster_id": self.data.identity.cluster_id,
+            "role": self.role.value,
+            "term": self.term,
+            "leader_id": leader.id if leader is not None else "",
+            "leader_addr": leader.client_addr if leader is not None else "",
+            "commit_index": self.driver.commit,
+            "applied_index": self.driver.applied,
+            "last_index": self.data.log.last,
+            "first_index": self.data.log.first,
+            "voters": voters,
+            "learners": len(members) - voters,
+            "digest": self.data.kv.digest.hex(),
+            "peers": self.member_rows(),
+        }
+
+    def member_rows(self) -> Sequence[Mapping[str, object]]:
+        matched = self.matched()
+        last = self.data.log.last
+        rows = []
+        for member in self.data.log.membership.members:
+            own = member.id == self.data.identity.node_id
+            match = last if own else matched.get(member.ref, 0)
+            rows.append(
+                {
+                    "id": member.id,
+                    "addr": member.client_addr,
+                    "peer_addr": member.peer_addr,
+                    "voter": member.voter,
+                    "state": self.role.value if own else ("leader" if member.ref == self.leader else "follower"),
+                    "match": match,
+                }
+            )
+        return rows
+
+    def in_driver(self, fn: Callable[[], T]) -> T:
+        """Run `fn` in the driver's thread and wait. Raises what it raises; Uncertain when the driver hangs."""
+        return self._calls.run(fn)
+
+    def change_settings(self, values: Mapping[str, Any]) -> None:
+        """CONFIG SET, checked already."""
+        self.settings.update(values)
+        if "min_free_bytes" in values:
+            self.housekeeper.min_free_bytes = values["min_free_bytes"]
+        if "log_level" in values:
+            level = {"warn": "WARNING", "fatal": "CRITICAL"}.get(values["log_level"], str(values["log_level"]).upper())
+            logging.getLogger("raftdb").setLevel(level)
+        if "maxclients" in values:
+            self.server.clients_max = values["maxclients"]
+
+    def barrier(self) -> int:
+        """Wait until everything that was committed when this was called is applied here; the index."""
+        call = Call(self, [Request(0, [b"DBSIZE"], self.table.get(b"DBSIZE"))])
+        call.consistency = "linearizable"
+        self.driver.reads.take(self.server.loop, [call.run()])
+        call.result(self.config.request_timeout_ms / 1000)
+        return self.driver.applied
+
+    # --- embedding --------------------------------------------------------------------------------------------------
+
+    def subscribe(self, name: str, callback: Callback) -> None:
+        """Call `callback(node)` on on_start, on_leader, on_follower, on_candidate, on_shutdown."""
+        self.events.subscribe(name, callback)
+
+    def execute(self, *words: str | bytes | int | float) -> Any:
+        """Run one command as a client would; its reply. Raises CommandError (Unexecuted, Uncertain).
+
+        Not to be called from the driver's thread, that is, not from a command.
+        """
+        argv = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+        row = self.table.find(argv)
+        if row.flags & LOCAL:
+            reply = self.machine.local(self.port, self._session, row, argv)
+        else:
+            call = Call(self, [Request(self._session.db, argv, row)])
+            if row.flags & WRITE:
+                self.driver.submit([call.ticket()])
+            else:
+                self.driver.reads.take(self.server.loop, [call.run()])
+            reply = call.result(2 * self.config.request_timeout_ms / 1000 + self.config.leader_wait_ms / 1000)[0]
+        if isinstance(reply, CommandError):
+            raise reply
+        return reply
+
+    def wait_ready(self, wait_s: float) -> bool:
+        """Wait until this node knows a leader and, if it is the leader, has applied its first entry."""
+        end_s = clock.monotonic() + wait_s
+        while clock.monotonic() < end_s:
+            if self.driver.ready_to_serve:
+                return True
+            if self._ended.wait(READY_POLL_S):
+                return False
+        return self.driver.ready_to_serve
+
+
+class Call:
+    """Commands of the embedding program: the connection, ticket and run that the driver knows, without a socket."""
+
+    def __init__(self, node: Node, requests: list[Any]) -> None:
+        self.session = node._session
+        self.loop = node.server.loop
+        self.requests = requests
+        self.consistency = ""
+        self._done = threading.Event()
+        self._replies: Sequence[Any] = ()
+
+    def ticket(self) -> Ticket:
+        size_bytes = sum(sum(map(len, request.argv)) for request in self.requests)
+        return _CallTicket(self, self.requests, size_bytes)
+
+    def run(self) -> Run:
+        return _CallRun(self, self.requests)
+
+    def finish(self, replies: Sequence[Any]) -> None:
+        self._replies = replies
+        self._done.set()
+
+    def result(self, wait_s: float) -> Sequence[Any]:
+        if not self._done.wait(wait_s):
+            raise TIMED_OUT
+        return self._replies
+
+
+class _CallTicket(Ticket):
+    __slots__ = ("call",)
+
+    def __init__(self, call: Call, requests: list[Any], size_bytes: int) -> None:
+        super().__init__(call, 3, requests, requests, size_bytes, clock.monotonic())  # type: ignore[arg-type]
+        self.call = call
+
+    def answer(self, replies: Sequence[Any], index: int) -> None:
+        if self.claim():
+            self.call.session.written_index = index
+            self.call.finish(list(replies))
+
+    def fail(self, error: CommandError) -> None:
+        if self.claim():
+            self.call.finish([error] * len(self.items))
+
+
+class _CallRun(Run):
+    __slots__ = ("call",)
+
+    def __init__(self, call: Call, requests: list[Any]) -> None:
+        super().__init__(call, 3, requests, clock.monotonic())  # type: ignore[arg-type]
+        self.call = call
+
+    def answer(self, replies: Sequence[Any]) -> None:
+        self.call.finish(list(replies))

@@ -1,0 +1,139 @@
+"""Commands on their way: what a client sent, where its answer goes, and what became of it.
+
+A *ticket* is the run of commands that one connection handed over in one turn and that must be answered in order. It
+ends in exactly one of three ways, told by the reply:
+
+    executed        the replies of its commands
+    not executed    -CLUSTERDOWN, -TRYAGAIN, ... : it never entered a log, or the entry that it was in was overwritten
+    unknown         -UNCERTAIN: it was proposed or forwarded, and this node cannot tell (time ran out, contact was lost)
+
+Whoever wants to answer a ticket must `claim()` it first; the first one wins. That is how the watchdog may answer while
+the driver hangs in a system call, without a second answer when the driver comes back.
+
+A *batch* is what one log entry holds: the tickets of a turn. Their decoded requests stay beside the entry, so that the
+leader applies what it proposed without decoding it again; the reads between the writes of a pipeline ride along, and
+are not in the entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from raftdb.errors import CommandError, Uncertain, Unexecuted
+from raftdb.net.resp import encode
+
+if TYPE_CHECKING:
+    from raftdb.net.server import Connection
+
+NO_LEADER: Final = Unexecuted("CLUSTERDOWN no leader is known; nothing was executed") OVERWRITTEN: Final =
+Unexecuted("TRYAGAIN leadership moved before the command was committed; it was not executed") STOPPING: Final =
+Unexecuted("CLUSTERDOWN this node is stopping; nothing was executed") DISK_LOW: Final = Unexecuted("OOM less than
+--min-free is left on the disk; only commands that free space are accepted") TOO_BUSY: Final = Unexecuted("TRYAGAIN
+too many commands are waiting; nothing was executed") TIMED_OUT: Final = Uncertain("UNCERTAIN no answer within the
+request time-out; the command may still be executed") LOST_CONTACT: Final = Uncertain("UNCERTAIN contact with the
+leader was lost; the command may have been executed") LEADERSHIP_LOST: Final = Uncertain("UNCERTAIN leadership was
+lost; the command may have been executed")
+
+
+class Ticket:
+    """Some commands of one connection. `items` holds them all, `writes` those that go into the log."""
+
+    __slots__ = ("_unclaimed", "conn", "items", "protocol", "since_s", "size_bytes", "writes")
+
+    def __init__(
+        self, conn: Connection, protocol: int, items: list[Any], writes: list[Any], size_bytes: int, since_s: float
+    ) -> None:
+        self.conn = conn
+        self.protocol = protocol  # as of the time the commands were read
+        self.items = items
+        self.writes = writes  # the same list when all are writes
+        self.size_bytes = size_bytes
+        self.since_s = since_s
+        self._unclaimed = [None]
+
+    def claim(self) -> bool:
+        """True for the first caller, who then must answer. Any thread: list.pop is atomic."""
+        try:
+            self._unclaimed.pop()
+        except IndexError:
+            return False
+        return True
+
+    def answer(self, replies: Sequence[Any], index: int) -> None:
+        """One reply per item. Driver only: the sockets are woken at the end of its turn."""
+        if self.claim():
+            protocol = self.protocol
+            self.conn.session.written_index = index
+            self.conn.post(b"".join([encode(reply, protocol) for reply in replies]), len(replies))
+
+    def fail(self, error: CommandError) -> None:
+        """The same error for each command. Driver only."""
+        if self.claim():
+            count = len(self.items)
+            self.conn.post(encode(error, self.protocol) * count, count)
+
+
+class Batch(NamedTuple):
+    """The tickets of one log entry that this node proposed as leader of `term`."""
+
+    term: int
+    tickets: list[Any]  # Ticket, or a request that another node has forwarded: both have answer() and fail()
+    items: list[Any]
+    since_s: float
+
+
+class Pending:
+    """Batches by the index of their entry, in order. Owned by the driver; the watchdog reads copies."""
+
+    def __init__(self) -> None:
+        self._batches: dict[int, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def add(self, index: int, batch: Batch) -> None:
+        """A batch proposed at `index`. An older one there was overwritten and can never be executed."""
+        self._overwritten(self._batches.pop(index, None))
+        self._batches[index] = batch
+
+    def get(self, index: int, term: int) -> Batch | None:
+        """The batch of the entry (index, term), which stays until settled()."""
+        batch = self._batches.get(index)
+        return batch if batch is not None and batch.term == term else None
+
+    def settled(self, index: int, term: int) -> None:
+        """Entry (index, term) has been applied: forget its batch; with another term ours was overwritten."""
+        batch = self._batches.pop(index, None)
+        if batch is not None and batch.term != term:
+            self._overwritten(batch)
+
+    def skipped(self, index: int) -> None:
+        """A snapshot replaced the log up to `index`: what became of the batches below it cannot be told."""
+        for at in [at for at in self._batches if at <= index]:
+            for ticket in self._batches.pop(at).tickets:
+                ticket.fail(LEADERSHIP_LOST)
+
+    def expire(self, before_s: float) -> None:
+        """Answer batches older than `before_s`. They stay here: their entries may still be applied."""
+        for batch in self._batches.values():
+            if batch.since_s > before_s:
+                return
+            for ticket in batch.tickets:
+                ticket.fail(TIMED_OUT)
+
+    def fail_all(self, error: CommandError) -> None:
+        for batch in self._batches.values():
+            for ticket in batch.tickets:
+                ticket.fail(error)
+        self._batches.clear()
+
+    def copies(self) -> list[Batch]:
+        """For the watchdog, from another thread."""
+        return list(self._batches.values())
+
+    @staticmethod
+    def _overwritten(batch: Batch | None) -> None:
+        if batch is not None:
+            for ticket in batch.tickets:
+                ticket.fail(OVERWRITTEN)

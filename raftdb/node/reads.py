@@ -1,0 +1,186 @@
+"""When a read may be answered: linearizable (default), lease, bounded, stale.
+
+    linearizable   the leader tells the index that was committed when the read came, after a round in which a quorum
+                   confirmed it; the read waits until this node has applied so far (ReadIndex, dissertation 6.4). All
+                   reads that came in one turn share one question. A node that leads alone is its own quorum: at once.
+    lease          on the leader while its lease holds: first the view is opened, then the lease is looked at. Elsewhere
+                   and otherwise as linearizable.
+    bounded MS     at once when a quorum confirmed the leader within the last MS milliseconds, as its heartbeats tell.
+                   Otherwise as linearizable.
+    stale          at once.
+
+In every mode a connection sees its own writes: a read waits until the index of the connection's last write is applied
+here, which matters on followers that forwarded the write.
+
+`StampBehind`: the leader met a key that is due by its clock and not yet by the time of the log. It appends an entry
+that only moves the time, and the read is done again when that is applied. So expiry, too, is linearizable.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from raftdb import clock
+from raftdb.node.pending import NO_LEADER, OVERWRITTEN
+from raftdb.types import Role
+
+if TYPE_CHECKING:
+    from raftdb.consensus.ready import ReadReady
+    from raftdb.net.server import Loop
+    from raftdb.node.dispatch import Dispatch, Run
+    from raftdb.node.driver import Driver
+
+LINEARIZABLE: Final = "linearizable"
+LEASE: Final = "lease"
+BOUNDED: Final = "bounded"
+STALE: Final = "stale"
+
+
+class Reads:
+    """Owned by the driver, but for `take` and `await_stamp`, which loops and workers call."""
+
+    def __init__(self, driver: Driver, dispatch: Dispatch) -> None:
+        self._driver = driver
+        self._dispatch = dispatch
+        self._asked: dict[int, tuple[Loop, Sequence[Run]]] = {}  # read id -> what waits for its index
+        self._next_id = 0
+        self._waiting: list[tuple[int, int, Loop, Sequence[Run]]] = []  # heap by index: known, not yet applied here
+        self._lease_until_s = 0.0  # of clock.boottime(); 0: none
+        self._confirmed_s = 0.0  # of clock.monotonic(): when the round was sent that a quorum confirmed last; 0: never
+        self.at_once = False  # this node leads alone, and has applied the first entry of its term
+
+    # --- any thread -------------------------------------------------------------------------------------------------
+
+    def take(self, loop: Loop, runs: list[Run]) -> None:
+        """Runs of one turn of `loop`, in its thread: answer what may be answered now, ask for the others."""
+        if self.at_once and self._dispatch.serve(runs, self._alone):
+            return
+        now: list[Run] = []
+        leased: list[Run] = []
+        ask: list[Run] = []
+        for run in runs:
+            where = self._road(run)
+            (now if where == STALE else leased if where == LEASE else ask).append(run)
+        if now:
+            self._dispatch.serve(now)
+        if leased and not self._dispatch.serve(leased, self.lease_holds):
+            ask += leased
+        if ask:
+            self._in_driver(lambda: self._ask(loop, ask))
+
+    def _alone(self) -> bool:
+        return self.at_once
+
+    def lease_holds(self) -> bool:
+        """To be looked at *after* the view was opened."""
+        return clock.boottime() < self._lease_until_s
+
+    def await_stamp(self, run: Run, due_ms: int) -> None:
+        """Do this read again when the time of the log has reached `due_ms`."""
+        self._in_driver(lambda: self._await_stamp(run, due_ms))
+
+    def _road(self, run: Run) -> str:
+        """STALE: at once; LEASE: at once if the lease holds; LINEARIZABLE: ask."""
+        session = run.conn.session
+        mode = STALE if session.readonly else session.consistency
+        if mode == LINEARIZABLE or session.written_index > self._driver.applied:
+            return LINEARIZABLE
+        if mode == BOUNDED:
+            fresh = self._confirmed_s > 0 and clock.monotonic() - self._confirmed_s <= session.bounded_ms / 1000
+            return STALE if fresh else LINEARIZABLE
+        if mode == LEASE:
+            return LEASE if self.lease_holds() else LINEARIZABLE
+        return STALE
+
+    def _in_driver(self, fn: Callable[[], None]) -> None:
+        if threading.current_thread() is self._driver.thread:
+            fn()
+        else:
+            self._driver.call(fn)
+
+    # --- the driver -------------------------------------------------------------------------------------------------
+
+    def _ask(self, loop: Loop, runs: Sequence[Run]) -> None:
+        self._next_id += 1
+        self._asked[self._next_id] = (loop, runs)
+        self._driver.core.read_index(self._next_id)
+
+    def answered(self, reads: Sequence[ReadReady]) -> None:
+        """The core says what index these reads must see."""
+        for read_id, index in reads:
+            loop, runs = self._asked.pop(read_id)
+            if index < 0:
+                for run in runs:
+                    run.fail(NO_LEADER)
+                continue
+            self._when_applied(max(index, *(run.conn.session.written_index for run in runs)), loop, runs)
+
+    def _when_applied(self, index: int, loop: Loop, runs: Sequence[Run]) -> None:
+        if index <= self._driver.applied:
+            self._serve(loop, runs)
+        else:
+            self._next_id += 1
+            heapq.heappush(self._waiting, (index, self._next_id, loop, runs))
+
+    def applied(self, index: int) -> None:
+        """Everything up to `index` is applied here."""
+        while self._waiting and self._waiting[0][0] <= index:
+            _, _, loop, runs = heapq.heappop(self._waiting)
+            self._serve(loop, runs)
+
+    def _serve(self, loop: Loop, runs: Sequence[Run]) -> None:
+        if loop is self._driver.loop:
+            self._dispatch.serve(runs)
+        else:
+            loop.call(lambda: self._served(runs))
+
+    def _served(self, runs: Sequence[Run]) -> None:
+        """In the thread of another loop."""
+        self._dispatch.serve(runs)
+
+    def _await_stamp(self, run: Run, due_ms: int) -> None:
+        driver = self._driver
+        if driver.core.role is not Role.LEADER:
+            run.fail(OVERWRITTEN)
+        elif driver.kv.stamp >= due_ms:
+            self._serve(run.conn.loop, [run])
+        else:
+            self._when_applied(driver.move_time(due_ms), run.conn.loop, [run])
+
+    def expire(self, before_s: float) -> None:
+        """Reads that wait for entries which this node does not get (it is cut off while it catches up)."""
+        if self._waiting and any(run.since_s < before_s for row in self._waiting for run in row[3]):
+            late = [row for row in self._waiting if row[3][0].since_s < before_s]
+            self._waiting = [row for row in self._waiting if row[3][0].since_s >= before_s]
+            heapq.heapify(self._waiting)
+            for row in late:
+                for run in row[3]:
+                    run.fail(NO_LEADER)
+
+    def fail_all(self) -> None:
+        """The node stops."""
+        for _, runs in self._asked.values():
+            for run in runs:
+                run.fail(NO_LEADER)
+        for row in self._waiting:
+            for run in row[3]:
+                run.fail(NO_LEADER)
+        self._asked.clear()
+        self._waiting.clear()
+
+    # --- leases and freshness ---------------------------------------------------------------------------------------
+
+    def confirmed(self, sent_s: float) -> None:
+        """A quorum has confirmed the round that was sent (or, on a follower, is known to be that old) at `sent_s`."""
+        self._confirmed_s = max(self._confirmed_s, sent_s)
+
+    def lease_from(self, sent_boottime_s: float, lease_ms: int) -> None:
+        self._lease_until_s = max(self._lease_until_s, sent_boottime_s + lease_ms / 1000)
+
+    def end_lease(self) -> None:
+        """Before a membership entry, TimeoutNow or the news of a lost leadership leaves this node."""
+        self._lease_until_s = 0.0
+        self.at_once = False
