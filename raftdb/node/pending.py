@@ -26,14 +26,14 @@ from raftdb.net.resp import encode
 if TYPE_CHECKING:
     from raftdb.net.server import Connection
 
-NO_LEADER: Final = Unexecuted("CLUSTERDOWN no leader is known; nothing was executed") OVERWRITTEN: Final =
-Unexecuted("TRYAGAIN leadership moved before the command was committed; it was not executed") STOPPING: Final =
-Unexecuted("CLUSTERDOWN this node is stopping; nothing was executed") DISK_LOW: Final = Unexecuted("OOM less than
---min-free is left on the disk; only commands that free space are accepted") TOO_BUSY: Final = Unexecuted("TRYAGAIN
-too many commands are waiting; nothing was executed") TIMED_OUT: Final = Uncertain("UNCERTAIN no answer within the
-request time-out; the command may still be executed") LOST_CONTACT: Final = Uncertain("UNCERTAIN contact with the
-leader was lost; the command may have been executed") LEADERSHIP_LOST: Final = Uncertain("UNCERTAIN leadership was
-lost; the command may have been executed")
+NO_LEADER: Final = Unexecuted("CLUSTERDOWN no leader is known; nothing was executed")
+OVERWRITTEN: Final = Unexecuted("TRYAGAIN leadership moved before the command was committed; it was not executed")
+STOPPING: Final = Unexecuted("CLUSTERDOWN this node is stopping; nothing was executed")
+DISK_LOW: Final = Unexecuted("OOM less than --min-free is left on the disk; only commands that free space are accepted")
+TOO_BUSY: Final = Unexecuted("TRYAGAIN too many commands are waiting; nothing was executed")
+TIMED_OUT: Final = Uncertain("UNCERTAIN no answer within the request time-out; the command may still be executed")
+LOST_CONTACT: Final = Uncertain("UNCERTAIN contact with the leader was lost; the command may have been executed")
+LEADERSHIP_LOST: Final = Uncertain("UNCERTAIN leadership was lost; the command may have been executed")
 
 
 class Ticket:
