@@ -53,3 +53,7 @@ def chain_of(previous: int, index: int, term: int, kind: int, stamp: int, seed: 
     header = _CHAIN_HEADER.pack(previous, index, term, kind, stamp, seed, len(payload), crc32c(payload))
     own = crc32c(header[8:])
     return own << 32 | crc32c(header)
+
+
+#: the CRC of any data that ends with its own CRC, little-endian
+RESIDUE = 0x48674BC7

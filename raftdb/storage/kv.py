@@ -1,254 +1,230 @@
-"""The key-value store: signatures first, bodies follow."""
+"""The key-value store: what the log says, applied, in LMDB without flushing. A cache of snapshot + log (see kvstate).
+
+Keys are described in keys.py, values in codec.py, the state record in txn.py. One LMDB transaction holds the changes of
+a batch of entries together with the applied index, term, stamp, chain, digest and membership. View (view.py) reads a
+snapshot of the store; any thread, for some seconds at most. Batch (batch.py) is the only writer.
+
+Deleting is O(1): the head goes, its collection is noted in GARBAGE, reclaim() works through the records later. A flushed
+database gets a new keyspace number; the old one is garbage. Garbage is invisible to reads, digests and snapshots.
+
+Invariants: a key's head is in HEADS under its database's keyspace exactly once; it has an EXPIRY record if and only if
+expiry_ms > 0; a live collection is named by exactly one head; keys and expiring count the heads of the keyspace.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import struct
+from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from threading import Lock
 
+from raftdb.errors import Bug, Damaged, StorageError
+from raftdb.storage import keys, kvstate
+from raftdb.storage.batch import Batch
+from raftdb.storage.checksum import crc32c
+from raftdb.storage.codec import EXPIRY, FIELDS, GARBAGE, HEADS, ITEMS, META, SCORES, Head, encode_head
+from raftdb.storage.engine import Environment, translate
+from raftdb.storage.keys import DATABASES, HASH, LIST, SET, STRING, ZSET, hash48
+from raftdb.storage.txn import NEVER, SPACES, State, Txn
+from raftdb.storage.view import View
 from raftdb.types import Membership
 
-HEADS: Final = 0
-FIELDS: Final = 1
-ITEMS: Final = 2
-SCORES: Final = 3
-EXPIRY: Final = 4
-GARBAGE: Final = 5
-META: Final = 6
-
-STRING: Final = 1
-LIST: Final = 2
-SET: Final = 3
-ZSET: Final = 4
-HASH: Final = 5
-
-DATABASES: Final = 16
-
-
-class Head(NamedTuple):
-    """The head record of a key. A string lives in `value`; of other types `collection` names the records."""
-
-    type: int  # STRING LIST SET ZSET HASH
-    expiry_ms: int  # absolute ms of Unix time; 0: never
-    version: int  # index of the entry that changed it last (WATCH); put_head() sets it to batch.index
-    value: bytes = b""  # strings only
-    collection: int = 0  # 0 for strings
-    count: int = 0  # fields, members, elements
-    first: int = 0  # lists: position of the first element; position of the last is first + count - 1 == last
-    last: int = -1
-
-
-class Txn:
-    """What View and Batch have in common: reads."""
-
-    applied: int  # index of the last applied entry that this transaction sees
-    stamp: int  # ms; the clock of every read: a key is dead when 0 < expiry_ms <= stamp
-
-    def head(self, db: int, name: bytes) -> Head | None:
-        """Not filtered by expiry."""
-        raise NotImplementedError
-
-    def heads(self, db: int, names: Sequence[bytes]) -> list[Head | None]:
-        raise NotImplementedError
-
-    def count(self, db: int) -> int:
-        """Keys in db, dead but not yet removed ones included. O(1) on a View."""
-        raise NotImplementedError
-
-    def expiring(self, db: int) -> int:
-        """Keys of db that have an expiry."""
-        raise NotImplementedError
-
-    def scan_heads(self, db: int, from_hash: int = 0) -> Iterator[tuple[int, bytes, Head]]:
-        """(48-bit hash, name, head) in hash order from `from_hash` on. SCAN's cursor is the hash to go on from;
-        keys of equal hash must be returned together; 0 when the iterator ends."""
-        raise NotImplementedError
-
-    def field(self, collection: int, name: bytes) -> bytes | None:
-        """Hash fields, set members (value b''), sorted set members (value: codec.score_bytes)."""
-        raise NotImplementedError
-
-    def fields(self, collection: int, names: Sequence[bytes]) -> list[bytes | None]:
-        raise NotImplementedError
-
-    def scan_fields(self, collection: int, from_hash: int = 0) -> Iterator[tuple[int, bytes, bytes]]:
-        """(48-bit hash, name, value) in hash order; seeded seeks (SPOP, SRANDMEMBER) start at a random hash."""
-        raise NotImplementedError
-
-    def item(self, collection: int, position: int) -> bytes | None:
-        """Element of a list at a signed 64-bit position."""
-        raise NotImplementedError
-
-    def scan_items(
-        self, collection: int, first: int, last: int, reverse: bool = False
-    ) -> Iterator[tuple[int, bytes]]:
-        """(position, element), both ends included."""
-        raise NotImplementedError
-
-    def scan_scores(
-        self,
-        collection: int,
-        low: float = float("-inf"),
-        high: float = float("inf"),
-        reverse: bool = False,
-        member_from: bytes | None = None,
-    ) -> Iterator[tuple[float, bytes]]:
-        """(score, member), ordered by score, then member."""
-        raise NotImplementedError
-
-    # the records below the helpers
-    def get(self, space: int, key: bytes) -> bytes | None:
-        raise NotImplementedError
-
-    def get_many(self, space: int, keys: Sequence[bytes]) -> list[bytes | None]:
-        raise NotImplementedError
-
-    def scan(self, space: int, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        """start <= key < stop in key order (reverse: from the end). Values are checked."""
-        raise NotImplementedError
-
-
-class View(Txn):
-    """A read transaction of this thread: `with kv.view() as view`. Not to be held longer than a few seconds."""
-
-    def __enter__(self) -> View:
-        raise NotImplementedError
-
-    def __exit__(self, *exc: object) -> None:
-        raise NotImplementedError
-
-
-class Batch(Txn):
-    """The write transaction of the driver, behind a write-back dict. One at a time."""
-
-    index: int  # of the entry being applied
-    seed: int
-
-    def begin(self, index: int, stamp: int, seed: int) -> None:
-        """Start applying entry `index`; ends the entry before. `stamp` becomes batch.stamp."""
-        raise NotImplementedError
-
-    def savepoint(self) -> None:
-        """What was done so far in this entry stays."""
-        raise NotImplementedError
-
-    def rollback(self) -> None:
-        """Undo everything since savepoint()."""
-        raise NotImplementedError
-
-    def fold(self, outcome: bytes) -> None:
-        """Make `outcome` (an error text, a reply) part of the rolling digest."""
-        raise NotImplementedError
-
-    def put_head(self, db: int, name: bytes, head: Head) -> None:
-        """Keeps count, expiry index, version; a collection that the key held before (another id) goes to GARBAGE."""
-        raise NotImplementedError
-
-    def put_string(self, db: int, name: bytes, value: bytes, expiry_ms: int = 0) -> None:
-        """put_head() of a string without a Head made by the caller: the fast way of SET."""
-        raise NotImplementedError
-
-    def drop_head(self, db: int, name: bytes) -> Head | None:
-        """Delete the key, whatever its size, in O(1). Returns what it was."""
-        raise NotImplementedError
-
-    def take_head(self, db: int, name: bytes) -> Head | None:
-        """Remove the key but not its collection: for RENAME and MOVE, which put the head elsewhere."""
-        raise NotImplementedError
-
-    def flush_db(self, db: int) -> None:
-        """Empty a database in O(1); reclaiming follows in bounded steps."""
-        raise NotImplementedError
-
-    def swap_db(self, one: int, other: int) -> None:
-        """Exchange two databases in O(1)."""
-        raise NotImplementedError
-
-    def new_collection(self) -> int:
-        raise NotImplementedError
-
-    def put_field(self, collection: int, name: bytes, value: bytes) -> None:
-        raise NotImplementedError
-
-    def delete_field(self, collection: int, name: bytes) -> None:
-        raise NotImplementedError
-
-    def put_item(self, collection: int, position: int, value: bytes) -> None:
-        raise NotImplementedError
-
-    def delete_item(self, collection: int, position: int) -> None:
-        raise NotImplementedError
-
-    def put_score(self, collection: int, score: float, member: bytes) -> None:
-        """The (score, member) order record only; the member's own record is put_field()."""
-        raise NotImplementedError
-
-    def delete_score(self, collection: int, score: float, member: bytes) -> None:
-        raise NotImplementedError
-
-    def due(self, stamp: int, keys_max: int) -> list[tuple[int, bytes]]:
-        """(db, name) of keys whose expiry is at or before `stamp`, oldest first. O(1) when there are none."""
-        raise NotImplementedError
-
-    def reclaim(self, records_max: int) -> int:
-        """Delete up to that many records of dropped collections and databases. Returns how many; 0: nothing left."""
-        raise NotImplementedError
-
-    def put(self, space: int, key: bytes, value: bytes) -> None:
-        raise NotImplementedError
-
-    def delete(self, space: int, key: bytes) -> None:
-        raise NotImplementedError
-
-    def commit(self, applied: int, term: int, stamp: int, chain: int, membership: Membership | None = None) -> None:
-        """One LMDB transaction: data and applied index together. `chain`: of entry `applied`. membership None: unchanged.
-
-        Raises DiskFull (nothing changed) or StorageError (end the process).
-        """
-        raise NotImplementedError
-
-    def abort(self) -> None:
-        raise NotImplementedError
+__all__ = [
+    "DATABASES",
+    "EXPIRY",
+    "FIELDS",
+    "GARBAGE",
+    "HASH",
+    "HEADS",
+    "ITEMS",
+    "LIST",
+    "META",
+    "SCORES",
+    "SET",
+    "STRING",
+    "ZSET",
+    "Batch",
+    "Head",
+    "KvStore",
+    "Txn",
+    "View",
+    "collection_spaces",
+    "hash48",
+    "state_digest",
+]
 
 
 class KvStore:
+    """An open kv environment. `applied`, `term`, `stamp`, `chain`, `digest`, `membership`: as of the last commit."""
+
     applied: int
     term: int
-    stamp: int
+    stamp: int  # ms
     chain: int
     digest: bytes  # 16 bytes, rolling, after entry `applied`
     membership: Membership
+    earliest_ms: int  # no key falls due before; NEVER: none has an expiry
+
+    def __init__(self, environment: Environment, state_path: Path | None, sync_each_batch: bool) -> None:
+        self.path = environment.path
+        self._environment = environment
+        self._state_path = state_path
+        self._sync_each_batch = sync_each_batch
+        self._marked_dirty = False
+        self._open_batch = False
+        self._sync_lock = Lock()  # one flush at a time; a second caller waits for its own
+        with View(self, environment) as view:
+            self.membership = view.membership()
+            self._adopt(view.state())
+            self.earliest_ms = self._first_expiry(view)
 
     @classmethod
     def open(
         cls,
         path: Path,
-        state_path: Path,
+        state_path: Path | None,
         *,
         map_size_bytes: int | None = None,
         readers_max: int = 512,
         sync_each_batch: bool = False,
         read_only: bool = False,
     ) -> KvStore:
-        raise NotImplementedError
+        """Open, or make, the environment at `path`. Whether it may be believed (kvstate) is the caller's question.
+
+        `state_path` None: this store is private, nobody asks kv.state about it. read_only: nothing is written at all.
+        Raises Damaged, UsageError, DiskFull, StorageError.
+        """
+        environment = Environment(
+            path,
+            SPACES,
+            sync=sync_each_batch,
+            map_size_bytes=map_size_bytes,
+            readers_max=readers_max,
+            read_only=read_only,
+        )
+        try:
+            return cls(environment, None if read_only else state_path, sync_each_batch)
+        except BaseException:
+            environment.close()
+            raise
+
+    def _adopt(self, state: State) -> None:
+        self.state = state
+        self.applied, self.term, self.stamp, self.chain, self.digest = state[:5]
+
+    def _first_expiry(self, view: View) -> int:
+        first = NEVER
+        for db in range(DATABASES):
+            prefix = view._keyspace(db)
+            for key, _ in islice(view.scan(EXPIRY, prefix, keys.after(prefix)), 1):
+                first = min(first, keys.expiry_time(key))
+        return first
 
     def view(self) -> View:
-        raise NotImplementedError
+        """A read transaction for this thread. Any thread; raises StorageError."""
+        return View(self, self._environment)
 
     def batch(self) -> Batch:
-        raise NotImplementedError
+        """The write transaction of the owner thread; one at a time. Raises DiskFull, StorageError."""
+        if self._open_batch:
+            raise Bug("a second batch of kv was begun before the first one ended")
+        if not self._marked_dirty:
+            self._mark_dirty()
+        batch = Batch(self, self._environment)
+        self._open_batch = True
+        return batch
+
+    def _mark_dirty(self) -> None:
+        if self._state_path is not None:
+            if self._sync_each_batch:
+                self._environment.sync()
+                kvstate.write(self._state_path, kvstate.CLEAN)
+            else:
+                kvstate.write(self._state_path, kvstate.dirty_line(self.path))
+        self._marked_dirty = True
+
+    def committed(self, state: State, membership: Membership | None) -> None:
+        """Called by the batch that was committed."""
+        self._open_batch = False
+        if membership is not None:
+            self.membership = membership
+        self._adopt(state)
+
+    def aborted(self) -> None:
+        """Called by the batch that was aborted."""
+        self._open_batch = False
+        with self.view() as view:
+            self.earliest_ms = self._first_expiry(view)
+
+    def failed(self, error: BaseException) -> BaseException:
+        """The error to raise for what LMDB or a checksum reported. A damaged store is rebuilt at the next start."""
+        if not isinstance(error, Damaged):
+            error = translate(error, self.path)
+        if isinstance(error, Damaged):
+            self.distrust()
+        return error
+
+    def distrust(self) -> None:
+        """Have the next start rebuild this store. Best effort: the process is about to end."""
+        if self._state_path is not None:
+            try:
+                kvstate.write(self._state_path, kvstate.DAMAGED)
+            except StorageError:
+                return
+            self._state_path = None
+
+    def claim(self) -> None:
+        """This thread writes from now on."""
+        self._environment.claim()
 
     def sync(self) -> None:
-        """env.sync(); may run in a background thread. An error is a StorageError: end the process."""
-        raise NotImplementedError
+        """Flush what is committed; may run in a background thread. An error is a StorageError: end the process."""
+        with self._sync_lock:
+            self._environment.sync()
 
     def earliest_expiry_ms(self) -> int:
-        """Lower bound of the next key to fall due; 0: none. For the leader that proposes TIME entries."""
-        raise NotImplementedError
+        """No key falls due before this time; 0: none has an expiry. For the leader that proposes TIME entries."""
+        return 0 if self.earliest_ms == NEVER else self.earliest_ms
+
+    def copy(self, target: Path) -> None:
+        """A compacted private copy into the empty directory `target`."""
+        self._environment.copy(target)
+
+    def retire(self) -> None:
+        """Another store takes this one's place; views of this one stay valid, its last reference closes it."""
+        self._environment.retire()
 
     def close(self, clean: bool) -> None:
-        """clean: sync and write `clean` into kv.state."""
-        raise NotImplementedError
+        """clean: flush and write `clean` into kv.state. Raises StorageError."""
+        if clean and self._state_path is not None and self._marked_dirty:
+            self.sync()
+            kvstate.write(self._state_path, kvstate.CLEAN)
+        self._environment.close()
 
-    def stats(self) -> dict[str, Any]:
-        raise NotImplementedError
+    def stats(self) -> dict[str, int]:
+        with self.view() as view:
+            garbage = view._txn.stat(self._environment.databases[GARBAGE])["entries"]
+        return {**self._environment.stats(), "garbage_ranges": garbage}
+
+
+def state_digest(view: View) -> bytes:
+    """BLAKE2b-256 over all that clients can see, in order: databases, heads, the records of their collections."""
+    digest = blake2b(digest_size=32)
+    for db in range(DATABASES):
+        digest.update(b"database %d" % db)
+        for _, name, head in view.scan_heads(db):
+            digest.update(crc32c(name).to_bytes(4, "little") + len(name).to_bytes(4, "little"))
+            digest.update(encode_head(name, head._replace(collection=0), None))
+            for space in collection_spaces(head.type):
+                prefix = head.collection.to_bytes(8, "big")
+                for key, body in view.scan(space, prefix, keys.after(prefix)):
+                    digest.update(struct.pack("<BHI", space, len(key), len(body)) + key[8:] + body)
+    return digest.digest()
+
+
+def collection_spaces(kind: int) -> tuple[int, ...]:
+    """The spaces that hold the records of a collection of this type."""
+    if kind == STRING:
+        return ()
+    return {LIST: (ITEMS,), ZSET: (FIELDS, SCORES)}.get(kind, (FIELDS,))

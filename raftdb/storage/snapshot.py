@@ -39,9 +39,7 @@ def file_name(node_id: str, unix_time_s: int, index: int) -> str:
     raise NotImplementedError
 
 
-def child_command(
-    kv_path: Path, target: Path, *, node_id: str, cluster_id: str, codec: str = "msgpack"
-) -> list[str]:
+def child_command(kv_path: Path, target: Path, *, node_id: str, cluster_id: str, codec: str = "msgpack") -> list[str]:
     """argv of the child process that writes a durable snapshot. Its stdout is one JSON line, see child_result()."""
     raise NotImplementedError
 

@@ -1,0 +1,568 @@
+"""The write transaction of kv: what commands write, kept in dicts over LMDB until it commits or a range is read.
+
+    handler -> overlay (decoded, per space) -> encoded at the end of the entry -> LMDB at flush -> commit
+
+Rollback of one command: an undo list of (space, key, former overlay value, was it changed by this entry before). A
+flush in the middle of a command first replaces "not in the overlay" in that list by what LMDB holds, so undoing goes
+through the overlay again. Counts of keys and the expiry index are derived from heads at flush, by comparison with the
+head that LMDB holds; so they need no undoing.
+
+Digest: after each entry that changed something or folded an outcome in,
+
+    digest = BLAKE2b-128(digest, index,
+                         for each space and changed key in order: CRC of the new value, or ~CRC of a deleted key,
+                         length and bytes of each folded outcome)
+
+It does not depend on how entries were grouped into batches, nor on reclaiming. `kv.state_digest()` is the other one:
+over all that a client can see, from a full scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from heapq import merge
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import lmdb
+
+from raftdb.errors import Bug, Damaged
+from raftdb.storage import codec, keys
+from raftdb.storage.checksum import RESIDUE, crc32c_extend
+from raftdb.storage.codec import (
+    EXPIRY,
+    FIELDS,
+    GARBAGE,
+    HEADS,
+    ITEMS,
+    META,
+    SCORES,
+    Head,
+    decode_head,
+    encode_head,
+    head_name,
+)
+from raftdb.storage.engine import Environment
+from raftdb.storage.keys import DATABASES, LIST, SHORT_NAME_BYTES_MAX, STRING, ZSET
+from raftdb.storage.txn import (
+    MEMBERSHIP_NAME,
+    NEVER,
+    SPACES,
+    STATE_NAME,
+    State,
+    Txn,
+    encode_state,
+    records_between,
+)
+from raftdb.types import Membership
+
+if TYPE_CHECKING:
+    from raftdb.storage.kv import KvStore
+
+PAGE_RECORDS_FIRST: Final = 64  # a Batch reads ranges in pages that grow
+PAGE_RECORDS_MAX: Final = 1024
+OVERLAY_RECORDS_MAX: Final = 20_000  # between entries; more are flushed
+_TABLE: Final = 7  # the pseudo space of the batch's own table: database -> keyspace, and the two counters
+_NEXT_COLLECTION: Final = "collection"
+_NEXT_KEYSPACE: Final = "keyspace"
+_FOLDED: Final = (HEADS, FIELDS, ITEMS, SCORES)
+_MISSING: Final[Any] = object()
+
+
+class Batch(Txn):
+    """The write transaction of the driver, behind write-back dicts. One at a time; commit() or abort() ends it."""
+
+    index: int  # of the entry being applied
+    seed: int
+
+    def __init__(self, kv: KvStore, environment: Environment) -> None:
+        self._kv = kv
+        self._environment = environment
+        self._dbs = environment.databases
+        self._txn = environment.writer()
+        self.applied = kv.applied
+        self.stamp = kv.stamp
+        self.index = kv.applied
+        self.seed = 0
+        state = kv.state
+        self._digest = state.digest
+        self._keyspace_keys = dict(zip(state.keyspaces, state.keys, strict=True))
+        self._keyspace_expiring = dict(zip(state.keyspaces, state.expiring, strict=True))
+        self._base: dict[bytes, Head | None] = {}  # heads as LMDB has them
+        self._long_names: dict[bytes, bytes] = {}  # head key -> whole name
+        self._heads: dict[bytes, Head | None] = {}
+        self._table: dict[Any, Any] = dict(enumerate(state.keyspaces))
+        self._table[_NEXT_COLLECTION] = state.next_collection
+        self._table[_NEXT_KEYSPACE] = state.next_keyspace
+        self._over: list[dict[Any, Any]] = [self._heads, {}, {}, {}, {}, {}, {}, self._table]
+        self._entry: list[dict[Any, None]] = [{}, {}, {}, {}, {}, {}, {}, {}]  # changed by this entry
+        self._changed_heads = self._entry[HEADS]
+        self._encoded: list[dict[bytes, bytes | None]] = [{}, {}, {}, {}, {}, {}, {}]
+        self._undo: list[tuple[int, Any, Any, bool]] = []
+        self._outcomes: list[bytes] = []
+
+    # --- entries and commands ----------------------------------------------------------------------------------------
+
+    def begin(self, index: int, stamp: int, seed: int) -> None:
+        """Start applying entry `index`; ends the entry before. `stamp` becomes batch.stamp."""
+        if index <= self.index or stamp < self.stamp:
+            raise Bug(f"entry {index} (stamp {stamp}) cannot be applied after {self.index} (stamp {self.stamp})")
+        self._end_entry()
+        if sum(map(len, self._over)) > OVERLAY_RECORDS_MAX:
+            self._flush()
+        self.index, self.stamp, self.seed = index, stamp, seed
+
+    def savepoint(self) -> None:
+        """What was done so far in this entry stays."""
+        self._undo.clear()
+
+    def rollback(self) -> None:
+        """Undo everything since savepoint(), begin() or the batch's beginning, whichever came last."""
+        for space, key, old, was_changed in reversed(self._undo):
+            if old is _MISSING:
+                self._over[space].pop(key, None)
+            else:
+                self._over[space][key] = old
+            if not was_changed:
+                self._entry[space].pop(key, None)
+        self._undo.clear()
+
+    def fold(self, outcome: bytes) -> None:
+        """Make `outcome` (an error text, a reply) part of the rolling digest."""
+        self._outcomes.append(outcome)
+
+    def _end_entry(self) -> None:
+        self._undo.clear()
+        if not any(self._entry) and not self._outcomes:
+            return
+        digest = blake2b(self._digest + self.index.to_bytes(8, "little"), digest_size=16)
+        for space in _FOLDED:
+            changed = self._entry[space]
+            if changed:
+                self._encode(space, changed)
+                digest.update(self._fold_space(space, sorted(changed)))
+        for outcome in self._outcomes:
+            digest.update(len(outcome).to_bytes(4, "little") + outcome)
+        self._digest = digest.digest()
+        self._outcomes.clear()
+        for space in (GARBAGE, META):
+            for key in self._entry[space]:
+                self._encoded[space].pop(key, None)  # stale: an earlier entry's value
+        for changed in self._entry:
+            changed.clear()
+
+    def _encode(self, space: int, wanted: Any) -> None:
+        over, encoded = self._over[space], self._encoded[space]
+        if space == HEADS:
+            names = self._long_names
+            for key in wanted:
+                if key in over:
+                    head = over[key]
+                    encoded[key] = None if head is None else encode_head(key, head, names.get(key))
+            return
+        salt = codec.SALTS[space]
+        for key in wanted:
+            if key in over:
+                body = over[key]
+                encoded[key] = None if body is None else body + crc32c_extend(salt, key + body).to_bytes(4, "little")
+
+    def _fold_space(self, space: int, changed: list[bytes]) -> bytes:
+        encoded, salt, parts = self._encoded[space], codec.SALTS[space], []
+        for key in changed:
+            value = encoded[key] if key in encoded else self._stored(space, key)
+            parts.append((~crc32c_extend(salt, key) & 0xFFFFFFFF).to_bytes(4, "big") if value is None else value[-4:])
+        return b"".join(parts)
+
+    def _stored(self, space: int, key: bytes) -> bytes | None:
+        try:
+            value = self._txn.get(key, None, self._dbs[space])
+        except lmdb.Error as error:
+            raise self._kv.failed(error) from None
+        return None if value is None else bytes(value)
+
+    # --- heads -------------------------------------------------------------------------------------------------------
+
+    def _head_key(self, db: int, name: bytes) -> bytes:
+        key: bytes = self._table[db] + blake2b(name, digest_size=6).digest()
+        if len(name) <= SHORT_NAME_BYTES_MAX:
+            return key + name
+        key += keys.name_part(name)
+        self._long_names[key] = name
+        return key
+
+    def _load(self, key: bytes) -> Head | None:
+        try:
+            value = self._txn.get(key, None, self._dbs[HEADS])
+            head = None if value is None else decode_head(key, value)
+        except (lmdb.Error, Damaged) as error:
+            raise self._kv.failed(error) from None
+        self._base[key] = head
+        return head
+
+    def head(self, db: int, name: bytes) -> Head | None:
+        key = self._head_key(db, name)
+        found: Head | None = self._heads.get(key, _MISSING)
+        if found is not _MISSING:
+            return found
+        found = self._base.get(key, _MISSING)
+        return self._load(key) if found is _MISSING else found
+
+    def put_head(self, db: int, name: bytes, head: Head) -> None:
+        """Keeps counts, expiry index and version (= batch.index). A collection that the key held before, under
+        another id, goes to GARBAGE; so never put the head of a collection that drop_head() dropped."""
+        if head.version != self.index:
+            head = head._replace(version=self.index)
+        self._set_head(self._head_key(db, name), head)
+
+    def put_string(self, db: int, name: bytes, value: bytes, expiry_ms: int = 0) -> None:
+        """put_head() of a string: the fast way of SET. expiry_ms 0: none, an old one is cleared."""
+        self._set_head(self._head_key(db, name), Head(STRING, expiry_ms, self.index, value))
+
+    def _set_head(self, key: bytes, head: Head | None, *, drop: bool = True) -> Head | None:
+        """Returns the former head."""
+        heads = self._heads
+        old = heads.get(key, _MISSING)
+        if old is not _MISSING:
+            former = old
+        elif key in self._base:
+            former = self._base[key]
+        else:
+            former = self._load(key)
+        if former is not None and former.collection and drop and (head is None or head.collection != former.collection):
+            self.put(GARBAGE, keys.garbage_collection(former.collection), bytes((former.type,)))
+        self._undo.append((HEADS, key, old, key in self._changed_heads))
+        heads[key] = head
+        self._changed_heads[key] = None
+        if head is not None and 0 < head.expiry_ms < self._kv.earliest_ms:
+            self._kv.earliest_ms = head.expiry_ms
+        return former
+
+    def drop_head(self, db: int, name: bytes) -> Head | None:
+        """Delete the key, whatever its size, in O(1). Returns what it was."""
+        if self.head(db, name) is None:
+            return None
+        return self._set_head(self._head_key(db, name), None)
+
+    def take_head(self, db: int, name: bytes) -> Head | None:
+        """Remove the key but not its collection: for RENAME and MOVE, which put the head elsewhere."""
+        if self.head(db, name) is None:
+            return None
+        return self._set_head(self._head_key(db, name), None, drop=False)
+
+    def move_head(self, db: int, name: bytes, other_db: int, other_name: bytes) -> Head | None:
+        """RENAME and MOVE in O(1): what the target held before is dropped. Returns the head; None: no such key."""
+        head = self.take_head(db, name)
+        if head is not None:
+            self.put_head(other_db, other_name, head)
+        return head
+
+    def flush_db(self, db: int) -> None:
+        """Empty a database in O(1); its records are reclaimed later, in bounded steps."""
+        number = self._table[_NEXT_KEYSPACE]
+        if number >> 32:
+            raise Bug("no keyspace numbers left")
+        self.put(GARBAGE, keys.garbage_keyspace(self._table[db]), b"")
+        self._set_table(_NEXT_KEYSPACE, number + 1)
+        self._set_table(db, number.to_bytes(4, "big"))
+        self.fold(b"flush %d" % db)
+
+    def swap_db(self, one: int, other: int) -> None:
+        """Exchange two databases in O(1)."""
+        first, second = self._table[one], self._table[other]
+        self._set_table(one, second)
+        self._set_table(other, first)
+        self.fold(b"swap %d %d" % (one, other))
+
+    def new_collection(self) -> int:
+        """A number that no collection has had."""
+        number: int = self._table[_NEXT_COLLECTION]
+        self._set_table(_NEXT_COLLECTION, number + 1)
+        return number
+
+    def _set_table(self, key: Any, value: Any) -> None:
+        self._undo.append((_TABLE, key, self._table[key], True))
+        self._table[key] = value
+
+    def _keyspace(self, db: int) -> bytes:
+        return bytes(self._table[db])
+
+    def count(self, db: int) -> int:
+        self._flush_space(HEADS)
+        return self._keyspace_keys.get(self._table[db], 0)
+
+    def expiring(self, db: int) -> int:
+        self._flush_space(HEADS)
+        return self._keyspace_expiring.get(self._table[db], 0)
+
+    # --- elements and records ----------------------------------------------------------------------------------------
+
+    def put_field(self, collection: int, name: bytes, value: bytes) -> None:
+        body = value if len(name) <= SHORT_NAME_BYTES_MAX else codec.long_name(name) + value
+        self.put(FIELDS, keys.field(collection, name), body)
+
+    def delete_field(self, collection: int, name: bytes) -> None:
+        self.delete(FIELDS, keys.field(collection, name))
+
+    def put_item(self, collection: int, position: int, value: bytes) -> None:
+        self.put(ITEMS, keys.item(collection, position), value)
+
+    def delete_item(self, collection: int, position: int) -> None:
+        self.delete(ITEMS, keys.item(collection, position))
+
+    def put_score(self, collection: int, score: float, member: bytes) -> None:
+        """The order record (score, member) only; the member's own record is put_field()."""
+        body = b"" if len(member) <= SHORT_NAME_BYTES_MAX else codec.long_name(member)
+        self.put(SCORES, keys.score(collection, score, member), body)
+
+    def delete_score(self, collection: int, score: float, member: bytes) -> None:
+        self.delete(SCORES, keys.score(collection, score, member))
+
+    def get(self, space: int, key: bytes) -> bytes | None:
+        body = self._over[space].get(key, _MISSING)
+        if body is not _MISSING:
+            return body  # type: ignore[no-any-return]
+        try:
+            value = self._txn.get(key, None, self._dbs[space])
+            if value is None:
+                return None
+            if crc32c_extend(codec.SALTS[space], key + value) != RESIDUE:
+                raise codec.damaged(space, key)
+        except (lmdb.Error, Damaged) as error:
+            raise self._kv.failed(error) from None
+        return bytes(value[:-4])
+
+    def put(self, space: int, key: bytes, value: bytes) -> None:
+        """Raw record of a space; heads have put_head()."""
+        over, changed = self._over[space], self._entry[space]
+        self._undo.append((space, key, over.get(key, _MISSING), key in changed))
+        over[key] = value
+        changed[key] = None
+
+    def delete(self, space: int, key: bytes) -> None:
+        over, changed = self._over[space], self._entry[space]
+        self._undo.append((space, key, over.get(key, _MISSING), key in changed))
+        over[key] = None
+        changed[key] = None
+
+    def scan(
+        self, space: int, start: bytes, stop: bytes | None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        for key, value in self._pages(space, start, stop, reverse):
+            yield key, value[:-4]
+
+    def _scan_values(self, space: int, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        return self._pages(space, start, stop, False)
+
+    def _pages(self, space: int, start: bytes, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        salt, size = codec.SALTS[space], PAGE_RECORDS_FIRST
+        while True:
+            self._flush_space(space)
+            try:
+                page = list(islice(records_between(self._txn, self._dbs[space], start, stop, reverse), size))
+                for key, value in page:
+                    if crc32c_extend(salt, key + value) != RESIDUE:
+                        raise codec.damaged(space, key)
+            except (lmdb.Error, Damaged) as error:
+                raise self._kv.failed(error) from None
+            yield from page
+            if len(page) < size:
+                return
+            if reverse:
+                stop = page[-1][0]
+            else:
+                start = page[-1][0] + b"\0"
+            size = min(2 * size, PAGE_RECORDS_MAX)
+
+    # --- expiry and reclaiming ---------------------------------------------------------------------------------------
+
+    def due(self, stamp: int, keys_max: int) -> list[tuple[int, bytes]]:
+        """(db, name) of keys whose expiry is at or before `stamp`, oldest first; the caller removes each of them.
+
+        O(1) when none is due.
+        """
+        if stamp < self._kv.earliest_ms:
+            return []
+        self._flush_space(HEADS)
+        found = list(islice(self._by_expiry(stamp), keys_max))
+        if len(found) < keys_max:
+            self._kv.earliest_ms = next((when for when, _, _ in self._by_expiry(NEVER) if when > stamp), NEVER)
+        return [(db, self._name_at(keys.expiry_head(key))) for _, db, key in found]
+
+    def _by_expiry(self, stamp: int) -> Iterator[tuple[int, int, bytes]]:
+        return merge(*(self._database_expiry(db, stamp) for db in range(DATABASES)))
+
+    def _database_expiry(self, db: int, stamp: int) -> Iterator[tuple[int, int, bytes]]:
+        prefix = self._table[db]
+        if not self._keyspace_expiring.get(prefix, 0):
+            return
+        for key, _ in self._pages(EXPIRY, prefix, keys.after(prefix), False):
+            when = keys.expiry_time(key)
+            if when > stamp and stamp != NEVER:
+                return
+            yield when, db, key
+
+    def _name_at(self, head_key: bytes) -> bytes:
+        if len(head_key) < keys.LONG_HEAD_KEY_BYTES:
+            return head_key[keys.HEAD_PREFIX_BYTES :]
+        value = self._stored(HEADS, head_key)
+        if value is None:
+            raise self._kv.failed(codec.damaged(HEADS, head_key, "has an expiry record but no head"))
+        decode_head(head_key, value)
+        name = self._long_names[head_key] = head_name(head_key, value)
+        return name
+
+    def reclaim(self, records_max: int) -> int:
+        """Delete up to that many records of dropped collections and databases, between commands.
+
+        Returns how many went; 0: nothing is left.
+        """
+        self._undo.clear()
+        if not self._over[GARBAGE] and not self._txn.stat(self._dbs[GARBAGE])["entries"]:
+            return 0
+        self._flush()
+        removed = 0
+        try:
+            while removed < records_max:
+                cursor = self._txn.cursor(self._dbs[GARBAGE])
+                if not cursor.first():
+                    break
+                removed += self._reclaim_one(cursor.key(), cursor.value(), records_max - removed)
+        except lmdb.Error as error:
+            raise self._kv.failed(error) from None
+        return removed
+
+    def _reclaim_one(self, key: bytes, value: bytes, records_max: int) -> int:
+        if key[:1] == b"c":
+            kind = codec.unseal(GARBAGE, key, value)
+            spaces = {LIST: (ITEMS,), ZSET: (FIELDS, SCORES)}.get(kind[0], (FIELDS,))
+        else:
+            spaces = (HEADS, EXPIRY)
+        removed = 0
+        for space in spaces:
+            removed += self._delete_range(space, key[1:], records_max - removed)
+            if removed >= records_max:
+                return removed
+        self._txn.delete(key, db=self._dbs[GARBAGE])
+        return removed + 1
+
+    def _delete_range(self, space: int, prefix: bytes, records_max: int) -> int:
+        cursor = self._txn.cursor(self._dbs[space])
+        found, removed = cursor.set_range(prefix), 0
+        while found and removed < records_max and cursor.key().startswith(prefix):
+            if space == HEADS:
+                self._drop_collection_of(cursor.key(), cursor.value())
+            cursor.delete()
+            found = bool(cursor.key())
+            removed += 1
+        return removed
+
+    def _drop_collection_of(self, key: bytes, value: bytes) -> None:
+        head = decode_head(key, value)
+        self._base.pop(key, None)
+        if head.collection:
+            garbage = keys.garbage_collection(head.collection)
+            self._txn.put(garbage, codec.seal(GARBAGE, garbage, bytes((head.type,))), db=self._dbs[GARBAGE])
+
+    # --- flushing ----------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        for space in range(len(SPACES)):
+            self._flush_space(space)
+
+    def _flush_space(self, space: int) -> None:
+        over = self._over[space]
+        if not over:
+            return
+        if self._undo:
+            self._undo = [self._with_preimage(space, *step) for step in self._undo]
+        encoded, changed = self._encoded[space], self._entry[space]
+        self._encode(space, [key for key in over if key in changed or key not in encoded])
+        if space == HEADS:
+            self._flush_derived()
+        self._write(space, {key: encoded[key] for key in over})
+        encoded.clear()
+        over.clear()
+
+    def _with_preimage(self, flushed: int, space: int, key: Any, old: Any, was: bool) -> tuple[int, Any, Any, bool]:
+        if space != flushed or old is not _MISSING:
+            return space, key, old, was
+        if space == HEADS:
+            return space, key, self._base[key], was
+        value = self._stored(space, key)
+        return space, key, None if value is None else codec.unseal(space, key, value), was
+
+    def _flush_derived(self) -> None:
+        """Counts and expiry index: what heads in the overlay change against those in LMDB."""
+        base = self._base
+        expiry: dict[bytes, bytes | None] = {}
+        key_count, expiring = self._keyspace_keys, self._keyspace_expiring
+        for key, head in self._heads.items():
+            old = base[key]
+            base[key] = head
+            keyspace = key[:4]
+            if (old is None) != (head is None):
+                key_count[keyspace] = key_count.get(keyspace, 0) + (1 if old is None else -1)
+            before = 0 if old is None else old.expiry_ms
+            now = 0 if head is None else head.expiry_ms
+            if before != now:
+                expiring[keyspace] = expiring.get(keyspace, 0) + (now > 0) - (before > 0)
+                if before:
+                    expiry[keys.expiry(key, before)] = None
+                if now:
+                    place = keys.expiry(key, now)
+                    expiry[place] = codec.seal(EXPIRY, place, b"")
+        if expiry:
+            self._write(EXPIRY, expiry)
+
+    def _write(self, space: int, values: dict[bytes, bytes | None]) -> None:
+        database = self._dbs[space]
+        puts = sorted([(key, value) for key, value in values.items() if value is not None])
+        try:
+            if puts:
+                self._txn.cursor(database).putmulti(puts)
+            if len(puts) < len(values):
+                for key in sorted([key for key, value in values.items() if value is None]):
+                    self._txn.delete(key, db=database)
+        except lmdb.Error as error:
+            raise self._kv.failed(error) from None
+
+    def commit(self, applied: int, term: int, stamp: int, chain: int, membership: Membership | None = None) -> None:
+        """One LMDB transaction: data and applied index together. `term`, `stamp`, `chain`: of entry `applied`.
+        membership None: unchanged.
+
+        Raises DiskFull (nothing changed: apply the same entries again later) or StorageError (end the process).
+        """
+        if applied < self.index or stamp < self.stamp:
+            raise Bug(f"batch of entry {self.index} is to be committed as {applied}")
+        try:
+            self._end_entry()
+            self._flush()
+            state = self._next_state(applied, term, stamp, chain)
+            self._put_meta(STATE_NAME, encode_state(state))
+            if membership is not None:
+                self._put_meta(MEMBERSHIP_NAME, codec.pack(codec.membership_document(membership)))
+            self._environment.commit(self._txn)
+        except (lmdb.Error, OSError) as error:
+            self.abort()
+            raise self._kv.failed(error) from None
+        except BaseException:
+            self.abort()
+            raise
+        self._kv.committed(state, membership)
+
+    def _next_state(self, applied: int, term: int, stamp: int, chain: int) -> State:
+        table = self._table
+        keyspaces = tuple(table[db] for db in range(DATABASES))
+        key_counts = tuple(self._keyspace_keys.get(keyspace, 0) for keyspace in keyspaces)
+        expiring = tuple(self._keyspace_expiring.get(keyspace, 0) for keyspace in keyspaces)
+        counters = table[_NEXT_COLLECTION], table[_NEXT_KEYSPACE]
+        return State(applied, term, stamp, chain, self._digest, *counters, keyspaces, key_counts, expiring)
+
+    def _put_meta(self, name: bytes, body: bytes) -> None:
+        self._txn.put(name, codec.seal(META, name, body), db=self._dbs[META])
+
+    def abort(self) -> None:
+        """Drop everything; kv stays as it was."""
+        self._txn.abort()
+        self._kv.aborted()

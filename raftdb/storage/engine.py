@@ -1,0 +1,344 @@
+"""Ownership of LMDB environments: what LMDB does not forgive is refused here.
+
+- One open environment per path and process: a second one would share, and on closing drop, the first one's locks.
+- One thread writes. py-lmdb does not refuse a write transaction that two threads use; `writer()` asserts the owner.
+- Never across fork(): a child's copy of the environment is made unusable, with one clear line.
+- No network file systems: LMDB needs a coherent shared memory map and working locks.
+- The map size is set once, when the environment is opened, to the size of the file system (at least 64 GiB): address
+  space is free, and growing a map needs all transactions ended.
+- A full map or a full disk is DiskFull: the transaction is gone, nothing has changed, reading goes on. Everything
+  else that LMDB or the operating system reports is StorageError: after a failed flush the page cache shows data that
+  the disk does not have, and LMDB would go on as if nothing had happened; so the process must end.
+
+Short writes: LMDB reports a write that the full disk cut short as EIO. EIO is taken as DiskFull only when the file
+system has next to no room left. That is safe: a commit that failed was not acknowledged, its pages are free ones, and
+the next transaction writes whatever it uses of them again.
+
+Short files: a data file that was cut ends the process by SIGBUS when LMDB reads behind its end. LMDB itself leaves
+pages unwritten that a transaction took and gave back, so a file may rightly be a little short: who opens it for
+writing extends it with zeros, which LMDB refuses as pages; a read-only opener walks the file with lmdb.verify first.
+
+Read transactions are kept by py-lmdb for reuse (max_spare_txns), so opening one is a reset and a renew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+import lmdb
+from lmdb import verify as lmdb_verify
+
+from raftdb.errors import Bug, Damaged, DiskFull, RaftdbError, StorageError, UsageError
+
+MAP_BYTES_MIN: Final = 64 << 30
+SHORT_BYTES_MAX: Final = 1 << 20
+READERS_MAX: Final = 1024
+SPARE_READERS: Final = 64
+NEARLY_FULL_BYTES: Final = 4 << 20
+NETWORK_FILE_SYSTEMS: Final = frozenset(
+    {
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "coda", "ncpfs", "glusterfs", "fuse.glusterfs"),
+        *("fuse.sshfs", "fuse.s3fs", "lustre", "gfs2", "ocfs2", "beegfs", "gpfs", "vboxsf"),
+    }
+)
+
+_open_paths: WeakValueDictionary[str, Environment] = WeakValueDictionary()
+_kept_after_fork: list[Any] = []  # a child must not run the destructors of its parent's environments
+
+
+class _Forked:
+    """Stands in the place of an environment in a forked child."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise Bug("an LMDB environment was used after fork(): start a new program instead (subprocess, spawn)")
+
+
+def _after_fork() -> None:
+    for environment in list(_open_paths.values()):
+        _kept_after_fork.append((environment.lmdb, environment.databases))
+        environment.lmdb = _Forked()
+    _open_paths.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def translate(error: BaseException, path: Path) -> RaftdbError:
+    """The error of raftdb that an lmdb.Error or OSError at `path` stands for."""
+    code = getattr(error, "errno", None) or getattr(error, "code", None)
+    if isinstance(error, (lmdb.MapFullError, lmdb.DiskError)) or code in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"{path}: no room left ({error})")
+    if (code == errno.EIO or "Input/output error" in str(error)) and _nearly_full(path):
+        return DiskFull(f"{path}: no room left ({error})")
+    corrupt = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
+    if isinstance(error, corrupt):
+        return Damaged(str(path), str(error))
+    return StorageError(f"{path}: {error}")
+
+
+def _nearly_full(path: Path) -> bool:
+    try:
+        return free_bytes(path) < NEARLY_FULL_BYTES
+    except OSError:
+        return False
+
+
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Turn lmdb.Error and OSError into raftdb's errors."""
+    try:
+        yield
+    except (lmdb.Error, OSError) as error:
+        raise translate(error, path) from error
+
+
+def free_bytes(path: Path) -> int:
+    """Room for this user on the file system of `path`. Raises OSError."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def map_bytes(path: Path) -> int:
+    """Default map size: the file system's size, at least 64 GiB, in whole pages."""
+    status = os.statvfs(path)
+    size = max(MAP_BYTES_MIN, status.f_blocks * status.f_frsize)
+    return size // 65536 * 65536
+
+
+def file_system_type(path: Path) -> str:
+    """Type of the file system that holds `path`, from /proc/self/mountinfo; empty when that cannot be told."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    real = os.path.realpath(path) + "/"
+    best, found = "", ""
+    for line in lines:
+        before, _, behind = line.partition(" - ")
+        point = before.split()[4].replace("\\040", " ").rstrip("/") + "/"
+        if real.startswith(point) and len(point) >= len(best):
+            best, found = point, behind.split()[0]
+    return found
+
+
+def refuse_network_file_system(path: Path) -> None:
+    """Raises UsageError."""
+    kind = file_system_type(path)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise UsageError(
+            f"{path} is on a network file system ({kind}), which LMDB cannot use: choose a local disk (-d)"
+        )
+
+
+def sync_directory(path: Path) -> None:
+    """fsync of a directory: makes names in it durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a small file durably: temporary name, fsync, rename, fsync of the directory. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def drop_page_cache(path: Path) -> None:
+    """Forget what the page cache holds of a file, so that the next read comes from the disk. Best effort."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+_META = struct.Struct("<16xIIQQI")  # page header; magic, version, address, map size, page size
+_META_TAIL = struct.Struct("<QQ")  # last page, transaction
+_META_TAIL_AT: Final = 136
+_MAGIC: Final = 0xBEEFC0DE
+
+
+def missing_bytes(data_file: Path) -> int:
+    """Bytes by which an LMDB data file is shorter than its newest meta page says. Raises Damaged, OSError."""
+    with data_file.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return 0
+        page = file.read(4096)
+        if len(page) < 4096:
+            raise Damaged(str(data_file), f"has only {size} bytes")
+        page_bytes: int = _META.unpack_from(page)[4]
+        if page_bytes not in (4096, 8192, 16384, 32768, 65536):
+            return 0  # LMDB refuses it
+        file.seek(page_bytes)
+        pages = [page, file.read(4096)]
+    found = [_META_TAIL.unpack_from(page, _META_TAIL_AT) for page in pages if _is_meta(page)]
+    if not found:
+        return 0
+    last_page = int(max(found, key=lambda tail: int(tail[1]))[0])
+    return max(0, (last_page + 1) * page_bytes - size)
+
+
+def _is_meta(page: bytes) -> bool:
+    return len(page) >= _META_TAIL_AT + _META_TAIL.size and _META.unpack_from(page)[0] == _MAGIC
+
+
+def _mend_length(data_file: Path, read_only: bool) -> None:
+    """See 'short files' above. Raises Damaged, OSError."""
+    missing = missing_bytes(data_file)
+    if not missing:
+        return
+    if read_only or missing > SHORT_BYTES_MAX:
+        findings = lmdb_verify.verify(os.fspath(data_file), subdir=False)  # type: ignore[no-untyped-call]
+        if findings:
+            raise Damaged(str(data_file), f"{missing} bytes are missing at its end; {findings[0]}")
+    if not read_only:
+        os.truncate(data_file, data_file.stat().st_size + missing)
+
+
+class Environment:
+    """An open LMDB environment with its named databases."""
+
+    def __init__(
+        self,
+        path: Path,
+        databases: tuple[bytes, ...],
+        *,
+        sync: bool,
+        map_size_bytes: int | None = None,
+        readers_max: int = READERS_MAX,
+        read_only: bool = False,
+    ) -> None:
+        """Opens `path`, a directory, which is made when missing (not if `read_only`).
+
+        Raises UsageError (network file system, map does not fit), Damaged, DiskFull, StorageError.
+        """
+        self.path = path
+        self.read_only = read_only
+        self.lmdb: Any = None
+        self._key = os.path.realpath(path)
+        self._owner = threading.get_ident()
+        if self._key in _open_paths:
+            raise Bug(f"{path} is open in this process already")
+        if not read_only:
+            path.mkdir(mode=0o700, exist_ok=True)
+        refuse_network_file_system(path)
+        with guarded(path):
+            if (path / "data.mdb").exists():
+                _mend_length(path / "data.mdb", read_only)
+            self.lmdb = self._open(sync, map_size_bytes or map_bytes(path), readers_max)
+        _open_paths[self._key] = self
+        try:
+            with guarded(path):
+                self.databases = tuple(self.lmdb.open_db(name, create=not read_only) for name in databases)
+        except RaftdbError:
+            self.close()
+            raise
+        if not read_only:
+            sync_directory(path)
+
+    def _open(self, sync: bool, map_size_bytes: int, readers_max: int) -> Any:
+        # A reader registers in lock.mdb; where it may not write (another user's files) it reads without.
+        lock = not self.read_only or os.access(self.path / "lock.mdb", os.W_OK)
+        try:
+            return lmdb.open(
+                os.fspath(self.path),
+                map_size=map_size_bytes,
+                max_dbs=16,
+                max_readers=readers_max,
+                max_spare_txns=SPARE_READERS,
+                sync=sync,
+                metasync=True,
+                writemap=False,
+                readonly=self.read_only,
+                create=not self.read_only,
+                lock=lock,
+                mode=0o600,
+            )
+        except (MemoryError, lmdb.MemoryError) as error:
+            raise UsageError(f"{self.path}: a map of {map_size_bytes} bytes does not fit: use --map-size") from error
+
+    def claim(self) -> None:
+        """This thread writes from now on."""
+        self._owner = threading.get_ident()
+
+    def reader(self) -> Any:
+        """A read transaction; end it with abort() within seconds."""
+        return self.lmdb.begin(buffers=False)
+
+    def writer(self) -> Any:
+        """A write transaction of the owner thread. End it with commit() below, or abort()."""
+        if threading.get_ident() != self._owner:
+            raise Bug(f"a thread that does not own {self.path} wants to write to it")
+        with guarded(self.path):
+            return self.lmdb.begin(write=True, buffers=False)
+
+    def commit(self, transaction: Any) -> None:
+        """Raises DiskFull (nothing changed) or StorageError (the process must end)."""
+        if threading.get_ident() != self._owner:
+            raise Bug(f"a thread that does not own {self.path} wants to commit to it")
+        try:
+            transaction.commit()
+        except (lmdb.Error, OSError) as error:
+            raise translate(error, self.path) from error
+
+    def sync(self) -> None:
+        """Flush everything that is committed. Any thread. Raises StorageError."""
+        try:
+            self.lmdb.sync(True)
+        except (lmdb.Error, OSError) as error:
+            raise StorageError(f"{self.path}: flushing failed: {error}") from error
+
+    def copy(self, target: Path) -> None:
+        """A compacted copy as of now into the directory `target`, which must exist and be empty."""
+        with guarded(target):
+            self.lmdb.copy(os.fspath(target), compact=True)
+
+    def file_id(self) -> tuple[int, int]:
+        """(device, inode) of the data file."""
+        status = os.stat(self.path / "data.mdb")
+        return status.st_dev, status.st_ino
+
+    def stats(self) -> dict[str, int]:
+        info, stat = self.lmdb.info(), self.lmdb.stat()
+        return {
+            "map_size_bytes": info["map_size"],
+            "used_bytes": (info["last_pgno"] + 1) * stat["psize"],
+            "last_transaction": info["last_txnid"],
+            "readers": info["num_readers"],
+        }
+
+    def retire(self) -> None:
+        """The directory is about to be replaced. Readers go on; the last reference that goes closes it."""
+        _open_paths.pop(self._key, None)
+
+    def close(self) -> None:
+        if isinstance(self.lmdb, _Forked):
+            return
+        self.retire()
+        if self.lmdb is not None:
+            self.lmdb.close()
