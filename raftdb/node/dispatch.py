@@ -27,8 +27,10 @@ from raftdb.commands import transactions
 from raftdb.commands.context import StampBehind
 from raftdb.commands.machine import Request, is_read_only
 from raftdb.commands.table import BLOCKING, LOADING, LOCAL, MAY_SHRINK, NOAUTH, NOMULTI, READ, SLOW, TRANSACTION, WRITE
+from raftdb.config import SETTINGS
 from raftdb.errors import CommandError
-from raftdb.net.resp import encode
+from raftdb.net.resp import encode, encode_many
+from raftdb.net.server import protected_mode_refusal
 from raftdb.node.pending import DISK_LOW, TOO_BUSY, Ticket
 
 if TYPE_CHECKING:
@@ -63,8 +65,7 @@ class Run:
 
     def answer(self, replies: Sequence[Any]) -> None:
         """Any thread that was lent the connection."""
-        protocol = self.protocol
-        self.conn.send(b"".join([encode(reply, protocol) for reply in replies]), len(replies))
+        self.conn.send(encode_many(replies, self.protocol), len(replies))
 
     def fail(self, error: CommandError) -> None:
         self.answer([error] * len(self.requests))
@@ -86,6 +87,7 @@ class Dispatch:
 
     def __init__(self, config: Config, table: Table, machine: Machine, pool: WorkerPool) -> None:
         self.config = config
+        self.settings: dict[str, Any] = {name: getattr(config, name) for name in SETTINGS}  # CONFIG SET changes some
         self.table = table
         self.machine = machine
         self.pool = pool
@@ -101,14 +103,21 @@ class Dispatch:
 
     # --- the Handler ------------------------------------------------------------------------------------------------
 
-    def on_connect(self, conn: Connection) -> None:
-        conn.session.authenticated = not self.config.requirepass
-        conn.session.consistency = self.config.reads
-        conn.session.bounded_ms = self.config.bounded_ms
+    def on_open(self, conn: Connection) -> None:
+        session, settings = conn.session, self.settings
+        session.authenticated = not settings["requirepass"]
+        session.consistency = settings["reads"]
+        session.bounded_ms = settings["bounded_ms"]
         self.connections += 1
-        conn.tag = self._gathers.setdefault(conn.loop, Gather())
-        if conn.session.authenticated:
-            conn.authenticated()
+        conn.context = self._gathers.setdefault(conn.loop, Gather())
+        refusal = protected_mode_refusal(
+            session.address, protected=self.config.protected_mode, has_password=bool(settings["requirepass"])
+        )
+        if refusal is not None:
+            conn.refuse(refusal)
+
+    def on_eof(self, conn: Connection) -> None:
+        """Nothing waits for its client alone yet: what is under way is answered, and falls on the floor."""
 
     def on_close(self, conn: Connection) -> None:
         self._paused.pop(conn, None)
@@ -128,7 +137,7 @@ class Dispatch:
             taken += 1
             if not self._special(conn, argvs[taken - 1]):
                 break
-        conn.tag.commands += taken
+        conn.context.commands += taken
         return taken
 
     def end_of_turn(self, loop: Loop) -> None:
@@ -170,7 +179,7 @@ class Dispatch:
         return len(requests)
 
     def _hand_over(self, conn: Connection, items: list[Any], union: int) -> None:
-        gather: Gather = conn.tag
+        gather: Gather = conn.context
         now_s = clock.monotonic()
         if not union & WRITE:
             gather.runs.append(Run(conn, conn.session.protocol, items, now_s))
@@ -224,16 +233,12 @@ class Dispatch:
         reply = self._run_local(conn, row, argv)
         conn.reply(reply)
         if row.name == "QUIT":
-            conn.close_after_reply()
+            conn.close_after_flush()
             return False
         return True
 
     def _run_local(self, conn: Connection, row: Command, argv: list[bytes]) -> Any:
-        was_in = conn.session.authenticated
-        reply = self.machine.local(self.port, conn.session, row, argv)
-        if conn.session.authenticated and not was_in:
-            conn.authenticated()
-        return reply
+        return self.machine.local(self.port, conn.session, row, argv)
 
     def _on_worker(self, conn: Connection, fn: Callable[[], None]) -> bool:
         """Run `fn`, which answers one command of `conn`, on a worker; False, since its answer comes later."""

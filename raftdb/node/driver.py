@@ -63,6 +63,7 @@ APPLY_BYTES_MAX: Final = 16 * MIB
 DISK_RETRY_S: Final = 1.0
 HOUSEKEEPING_S: Final = 0.5  # snapshot triggers and trimming
 DRAIN_POLL_S: Final = 0.005
+GOODBYE_S: Final = 2.0  # for replies that are still to be sent when the node stops
 
 #: What ends the process when the driver meets it.
 FATAL: Final = (StorageError, Bug, AssertionError, MemoryError, OSError, lmdb.Error, RecursionError)
@@ -142,7 +143,7 @@ class Driver:
 
     def call(self, fn: Callable[[], None]) -> None:
         """Run `fn` in the driver's thread, in its next turn. Any thread."""
-        self.loop.call(fn)
+        self.loop.post(fn)
 
     def fail(self, error: BaseException) -> None:
         """The node cannot go on: remember why, and stop. Any thread; the first reason counts."""
@@ -476,11 +477,11 @@ class Driver:
     def _control_turn(self, now_s: float) -> None:
         """Heartbeats, votes, ticks; no proposals, no apply (`_applying` is set)."""
         self.turn_started_s = now_s
-        if self.peers is not None:
-            self.loop.poll_registered()
+        self.loop.poll(0.0)
         if now_s >= self._next_tick_s:
             self._tick(now_s)
         self._drain_core()
+        self.loop.flush(REPLIES_PER_LOOK)
 
     def _no_room(self, error: DiskFull) -> None:
         """The data has no room. Committed entries stay in the log; apply is tried again in a second."""
@@ -498,8 +499,20 @@ class Driver:
         self.pending.fail_all(LEADERSHIP_LOST)
         self.reads.fail_all()
         self.server.wake()
+        self._see_clients_off()
         self.stopped.set()
         self._on_end()
+
+    def _see_clients_off(self) -> None:
+        """Every client gets what it is owed, and is then told goodbye; those that do not read are left behind."""
+        try:
+            self.server.finish()
+            end_s = clock.monotonic() + GOODBYE_S
+            while not self.server.finished and clock.monotonic() < end_s:
+                self.loop.poll(0.01)
+                self.loop.flush()
+        except FATAL as error:
+            self.fail(error)
 
 
 def _nothing() -> None:

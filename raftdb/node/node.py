@@ -22,12 +22,12 @@ from typing import Any, Final, TypeVar
 from raftdb import __version__, clock
 from raftdb.commands.machine import Machine, Request
 from raftdb.commands.table import LOCAL, WRITE, Command, builtin_table
-from raftdb.config import Config
+from raftdb.config import SETTINGS, Config
 from raftdb.consensus.core import Core, CoreConfig
 from raftdb.consensus.ready import RoleChange
-from raftdb.errors import CommandError, UsageError
-from raftdb.net.resp import Limits
-from raftdb.net.server import Server, WorkerPool
+from raftdb.errors import Bug, CommandError, UsageError
+from raftdb.net import resp
+from raftdb.net.server import Server, ServerLimits, WorkerPool, raise_descriptor_limit
 from raftdb.net.session import Session
 from raftdb.node import starting
 from raftdb.node.dispatch import Dispatch, Run
@@ -46,7 +46,7 @@ log = logging.getLogger("raftdb.node")
 
 T = TypeVar("T")
 
-STOP_DRAIN_S: Final = 5.0  # for replies that are still to be sent when the node stops
+STOP_DRAIN_S: Final = 5.0  # for commands that are under way when the node stops
 CALLBACK_WAIT_S: Final = 2.0
 READY_POLL_S: Final = 0.01
 
@@ -85,13 +85,22 @@ class Node:
             raise UsageError("raftdb does not run under python -O: its assertions protect the data")
         starting.check_protected(self.config)
         self.machine = Machine(self.table)
-        self.pool = WorkerPool(self.config.workers)
+        self.pool = WorkerPool(self.config.workers, on_failure=self._thread_failed)
         self.dispatch = Dispatch(self.config, self.table, self.machine, self.pool)
-        limits = Limits(bulk_bytes_max=self.config.bulk_max_bytes)
-        self.server = Server(self.dispatch, io_threads=self.config.io_threads, limits=limits)
+        self.settings = self.dispatch.settings
+        self.server = Server(
+            self.dispatch,
+            io_threads=self.config.io_threads,
+            limits=ServerLimits(
+                clients_max=raise_descriptor_limit(self.config.maxclients),
+                resp=resp.AUTHENTICATED._replace(bulk_bytes_max=self.config.bulk_max_bytes),
+            ),
+            on_failure=self._thread_failed,
+            consistency=self.config.reads,
+        )
         try:
             self.config = self.dispatch.config = starting.listen(self.config, self.server)
-            self.settings.update({name: getattr(self.config, name) for name in Config.__dataclass_fields__})
+            self.settings.update({name: getattr(self.config, name) for name in SETTINGS})
             self.secret = starting.cluster_secret(self.config)
             self.data = self._open_data()
         except BaseException:
@@ -169,8 +178,8 @@ class Node:
         where = "" if host in ("127.0.0.1", "localhost") else f"-h {self.config.host} "
         password = " --askpass" if self.config.requirepass else ""
         return (
-            f"raftdb {__version__}: node {self.config.own_id} serves on {self.config.address}, data in {self.data.path};"
-            f" connect with: redis-cli {where}-p {port}{password}"
+            f"raftdb {__version__}: node {self.config.own_id} serves on {self.config.address}, data in {self.data.path}"
+            f"; connect with: redis-cli {where}-p {port}{password}"
         )
 
     # --- stop -------------------------------------------------------------------------------------------------------
@@ -198,6 +207,9 @@ class Node:
         for fn in self._on_end:
             fn()
 
+    def _thread_failed(self, thread: str, error: BaseException) -> None:
+        self._fail(Bug(f"thread {thread}: {type(error).__name__}: {error}").with_traceback(error.__traceback__))
+
     def _fail(self, error: BaseException) -> None:
         self.driver.fail(error)
 
@@ -213,13 +225,11 @@ class Node:
         self.serving = False
         if hasattr(self, "port"):
             self.port.stop()
-        self.server.stop_accepting()
         if hasattr(self, "driver"):
             self.driver.drain(STOP_DRAIN_S)
             self.driver.stop()
             self.driver.join()
             self.events.emit("on_shutdown")
-        self.server.drain(STOP_DRAIN_S)
         self.server.close()
         self.pool.stop()
         if hasattr(self, "snapshotter"):
@@ -324,8 +334,6 @@ class Node:
         if "log_level" in values:
             level = {"warn": "WARNING", "fatal": "CRITICAL"}.get(values["log_level"], str(values["log_level"]).upper())
             logging.getLogger("raftdb").setLevel(level)
-        if "maxclients" in values:
-            self.server.clients_max = values["maxclients"]
 
     def barrier(self) -> int:
         """Wait until everything that was committed when this was called is applied here; the index."""

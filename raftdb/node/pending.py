@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from raftdb.errors import CommandError, Uncertain, Unexecuted
-from raftdb.net.resp import encode
+from raftdb.net.resp import encode, encode_many
 
 if TYPE_CHECKING:
     from raftdb.net.server import Connection
@@ -63,15 +63,14 @@ class Ticket:
     def answer(self, replies: Sequence[Any], index: int) -> None:
         """One reply per item. Driver only: the sockets are woken at the end of its turn."""
         if self.claim():
-            protocol = self.protocol
             self.conn.session.written_index = index
-            self.conn.post(b"".join([encode(reply, protocol) for reply in replies]), len(replies))
+            self.conn.queue(encode_many(replies, self.protocol), len(replies))
 
     def fail(self, error: CommandError) -> None:
         """The same error for each command. Driver only."""
         if self.claim():
             count = len(self.items)
-            self.conn.post(encode(error, self.protocol) * count, count)
+            self.conn.queue(encode(error, self.protocol) * count, count)
 
 
 class Batch(NamedTuple):

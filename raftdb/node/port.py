@@ -53,7 +53,7 @@ _REDIS_PARAMETERS: Final = {
     "timeout": "0",
 }
 #: May be changed while the node runs: our own settings, and how Redis calls them where it differs.
-_CHANGEABLE: Final = ("reads", "bounded_ms", "min_free_bytes", "maxclients", "requirepass", "log_level")
+_CHANGEABLE: Final = ("reads", "bounded_ms", "min_free_bytes", "requirepass", "log_level")
 
 
 class Port:

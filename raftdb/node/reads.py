@@ -135,7 +135,7 @@ class Reads:
         if loop is self._driver.loop:
             self._dispatch.serve(runs)
         else:
-            loop.call(lambda: self._served(runs))
+            loop.post(lambda: self._served(runs))
 
     def _served(self, runs: Sequence[Run]) -> None:
         """In the thread of another loop."""
