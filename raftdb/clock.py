@@ -6,9 +6,10 @@ Three clocks, never mixed:
 - `boottime()` seconds, for leases; counts suspended time too, so that a lease does not outlive a nap of the laptop.
 - `wall_ms()` milliseconds of Unix time, for stamps; may jump.
 
-`Breather` exists because of the interpreter lock: a thread that runs Python without a pause gives the lock up only when
-another asks for it and the switch interval has passed, once per blocking call of that other thread. Beside one such
-thread the driver falls from 1,121 turns a second to 3; beside one that sleeps for zero seconds every 0.3 ms it keeps 610.
+`Breather` exists because of the interpreter lock: a thread that runs Python without a pause gives the lock up only
+when another asks for it and the switch interval has passed, once per blocking call of that other thread. Beside one
+such thread the driver falls from 1,121 turns a second to 3; beside one that sleeps for zero seconds every 0.3 ms it
+keeps 610.
 """
 
 from __future__ import annotations

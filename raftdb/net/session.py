@@ -40,9 +40,9 @@ class Session:
         "dirty_exec",
         "id",
         "in_multi",
+        "laddr",
         "last_command",
         "last_command_s",
-        "laddr",
         "lib_name",
         "lib_version",
         "maintenance",
@@ -135,7 +135,7 @@ class Session:
     # --- WATCH ------------------------------------------------------------------------------------------------------
 
     def watch(self, db: int, key: bytes, version: int) -> None:
-        """Remember the version (index of the last change; 0 when absent) seen first: a later WATCH does not renew it."""
+        """Remember the version (index of the last change; 0: absent) seen first: a later WATCH does not renew it."""
         self.watches.setdefault((db, key), version)
 
     def unwatch(self) -> None:
