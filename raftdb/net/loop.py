@@ -94,7 +94,7 @@ class ServerLimits(NamedTuple):
 class Handler(Protocol):
     """What a loop calls, always in the loop's own thread. An exception ends the loop (and with it the node)."""
 
-    def on_connect(self, conn: Connection) -> None:
+    def on_open(self, conn: Connection) -> None:
         """A client was accepted; its session says authenticated. Set it up, or turn it away: `conn.refuse(line)`."""
 
     def on_commands(self, conn: Connection, argvs: list[list[bytes]]) -> int | None:
@@ -111,7 +111,7 @@ class Handler(Protocol):
         """The client sends no more, and answers are due: cancel what it waits for (and answer it, or not)."""
 
     def on_close(self, conn: Connection) -> None:
-        """The connection is gone: once for each on_connect. Answers still due may be dropped."""
+        """The connection is gone: once for each on_open. Answers still due may be dropped."""
 
     def end_of_turn(self, loop: Loop) -> None:
         """Everything ready has been read and handed over: once per turn."""
@@ -136,6 +136,7 @@ class Connection:
         "backlog_bytes",
         "closed",
         "closing",
+        "context",
         "doomed",
         "fd",
         "loop",
@@ -145,7 +146,6 @@ class Connection:
         "parser",
         "session",
         "sock",
-        "tag",
         "ticket",
     )
 
@@ -154,7 +154,7 @@ class Connection:
         self.fd = sock.fileno()
         self.loop = loop
         self.session = session
-        self.tag: Any = None  # the handler's own
+        self.context: Any = None  # the handler's own
         self.parser = resp.Parser(loop.limits.resp)
         self.out: list[bytes | memoryview] = []
         self.out_bytes = 0
@@ -214,7 +214,7 @@ class Connection:
                 raise Bug(f"{self!r}: more answers than commands")
             loop.ready.append(self)
 
-    def post(self, data: bytes, answered: int = 1, ticket: int | None = None) -> None:
+    def queue(self, data: bytes, answered: int = 1, ticket: int | None = None) -> None:
         """[any] As send(), but another loop is not woken: the caller does that once, after many (`Server.wake`)."""
         if get_ident() == self.loop.ident:
             self.send(data, answered, ticket)
@@ -227,7 +227,7 @@ class Connection:
 
     def abandon(self, ticket: int, data: bytes) -> None:
         """[any] Answer what is due of the run `ticket` with `data` each, and drop later answers with that ticket."""
-        self.loop.call(lambda: self.answer_for(ticket, data))
+        self.loop.post(lambda: self.answer_for(ticket, data))
 
     def answer_for(self, ticket: int, data: bytes) -> None:
         """abandon(), by the thread that turns the loop."""
@@ -252,11 +252,11 @@ class Connection:
 
     def resume(self) -> None:
         """[any] Hand over again what the handler did not take."""
-        self.loop.call(lambda: self.loop.unpark(self))
+        self.loop.post(lambda: self.loop.unpark(self))
 
     def authenticated(self) -> None:
         """The session logged in, or out again: its limits change with its next command."""
-        self.loop.call(lambda: self.loop.set_limits(self))
+        self.loop.post(lambda: self.loop.set_limits(self))
 
     def pause_reading(self) -> None:
         """Receive nothing until resume_reading()."""
@@ -266,20 +266,20 @@ class Connection:
         self.loop.unpause(self, _ASKED)
 
     def refuse(self, line: bytes) -> None:
-        """Send this error line (with its CRLF) and close. For on_connect."""
+        """Send this error line (with its CRLF) and close. For on_open."""
         self.send(line, 0)
-        self.close_after_reply()
+        self.close_after_flush()
 
-    def close_after_reply(self) -> None:
+    def close_after_flush(self) -> None:
         """[any] Take no more commands; close when what is due is answered and sent (QUIT)."""
         if get_ident() == self.loop.ident:
             self.loop.finish(self)
         else:
-            self.loop.call(lambda: self.loop.finish(self))
+            self.loop.post(lambda: self.loop.finish(self))
 
     def kill(self) -> None:
         """[any] Close now, whatever is due (CLIENT KILL, time-outs)."""
-        self.loop.call(lambda: self.loop.doom(self, "killed"))
+        self.loop.post(lambda: self.loop.doom(self, "killed"))
 
 
 Mail = tuple[Any, Any, int, int | None]
@@ -292,7 +292,7 @@ class Loop:
         self.handler = handler
         self.limits = limits or ServerLimits()
         self.name = name
-        self.tag: Any = None  # the handler's own
+        self.context: Any = None  # the handler's own
         self.ident: int | None = None  # of the thread that turns this loop
         self.connections: dict[int, Connection] = {}  # by file descriptor
         self.mail: deque[Mail] = deque()  # from other threads
@@ -333,7 +333,7 @@ class Loop:
             if self._asleep:
                 os.eventfd_write(self._wake_fd, 1)
 
-    def call(self, fn: Callable[[], None]) -> None:
+    def post(self, fn: Callable[[], None]) -> None:
         """[any] Run fn in the loop's thread, in its next poll."""
         self.mail.append((None, fn, 0, None))
         self.wake()
@@ -783,7 +783,7 @@ class Loop:
         conn._events = IN
         self._epoll.register(conn.fd, IN)
         self.opened += 1
-        self.handler.on_connect(conn)
+        self.handler.on_open(conn)
         if not conn.session.authenticated:
             self.set_limits(conn)
             self._timed.append((self.now_s + self.limits.login_s, conn, "not logged in in time"))
@@ -798,7 +798,7 @@ class Loop:
         if not conn.outstanding:
             conn.closing = True
             if not conn.out:
-                self.call(lambda: self._flush_empty(conn))
+                self.post(lambda: self._flush_empty(conn))
 
     def _flush_empty(self, conn: Connection) -> None:
         """A connection that is owed nothing is said goodbye to at the next safe point."""

@@ -217,7 +217,7 @@ class Server:
         if loop is self.loop:
             loop.adopt(sock, session)
         else:
-            loop.call(lambda: loop.adopt(sock, session))
+            loop.post(lambda: loop.adopt(sock, session))
 
     @property
     def client_count(self) -> int:
@@ -247,9 +247,9 @@ class Server:
 
     def finish(self) -> None:
         """[any] Stop accepting and reading; each client is closed when it has got what it is owed."""
-        self.loop.call(self.stop_accepting)
+        self.loop.post(self.stop_accepting)
         for loop in self.loops:
-            loop.call(loop.finish_all)
+            loop.post(loop.finish_all)
 
     @property
     def finished(self) -> bool:
