@@ -1,0 +1,115 @@
+"""The command line of the benchmarks."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import mixed, plan, report
+from .load import Cell
+from .processes import Failed
+from .systems import Raftdb, Redis, RespSystem, System
+
+DIRECTORY = click.option(
+    "--dir", "directory", type=click.Path(path_type=Path), default=Path("bench-data"), show_default=True,
+    help="Where the systems keep their data while they are measured; on the disk that is to be measured.",
+)  # fmt: skip
+REPETITIONS = click.option("--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Turns.")
+SECONDS = click.option("--seconds", type=float, default=2.0, show_default=True, help="Length of one measurement.")
+OUT = click.option("--out", type=click.Path(path_type=Path), help="Write report.md, report.json and plots here.")
+VARIANT = click.option(
+    "--variant", "variants", multiple=True, metavar="NAME=FLAGS",
+    help="Another raftdb with these flags of `raftdb serve`, as in --variant 'io2=--io-threads 2'.",
+)  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Measure raftdb beside others, in one run on this machine."""
+
+
+@cli.command()
+@DIRECTORY
+@REPETITIONS
+@SECONDS
+@OUT
+@VARIANT
+@click.option("--mixed-keys", type=int, default=mixed.KEYS, show_default=True, help="Keys under the mixed load.")
+@click.option("--mixed-seconds", type=float, default=6.0, show_default=True, help="Length of its calm half.")
+@click.option("--no-mixed", is_flag=True, help="Only the cells.")
+@click.option("--only", multiple=True, metavar="TEXT", help="Only cells whose name has this text: 'SET 50'.")
+def single(
+    directory: Path,
+    repetitions: int,
+    seconds: float,
+    out: Path | None,
+    variants: tuple[str, ...],
+    mixed_keys: int,
+    mixed_seconds: float,
+    no_mixed: bool,
+    only: tuple[str, ...],
+) -> None:
+    """One node beside redis-server with appendfsync always: SET, GET, the mixed load."""
+    systems: list[System] = [Redis(), Raftdb(1), *(variant(text) for text in variants)]
+    cells = [cell for cell in plan.CELLS if not only or any(text in str(cell) for text in only)]
+
+    def disturb(system: System) -> mixed.Mixed:
+        assert isinstance(system, RespSystem)
+        mixed.prepare(system, mixed_keys)
+        return mixed.measure(system, mixed_seconds, mixed_keys)
+
+    measure(systems, cells, directory, repetitions, seconds, out, None if no_mixed else disturb, "One node")
+
+
+def variant(text: str) -> Raftdb:
+    """NAME=FLAGS of --variant."""
+    name, _, flags = text.partition("=")
+    return Raftdb(1, flags.split(), name=f"raftdb-1-{name}")
+
+
+def measure(
+    systems: list[System],
+    cells: list[Cell],
+    directory: Path,
+    repetitions: int,
+    seconds: float,
+    out: Path | None,
+    disturb: Any,
+    title: str,
+) -> None:
+    """Runs, reports, and ends with exit code 1 when something failed or a budget does not hold."""
+    here, left_out = plan.present(systems)
+    for name, reason in left_out.items():
+        click.echo(f"{name} is left out: {reason}")
+    facts = report.machine(directory)
+    run = plan.Run(directory.absolute(), seconds, click.echo)
+    try:
+        run.repeat(here, cells, repetitions, disturb)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    results = run.results(here, left_out)
+    text = report.markdown(results, facts, title)
+    click.echo("\n" + text)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.md").write_text(text, encoding="utf-8")
+        (out / "report.json").write_text(report.as_json(results, facts), encoding="utf-8")
+    missed = [what for what, ratio, must in results.budgets() if ratio is None or ratio < must]
+    if missed or results.failures():
+        raise SystemExit(1)
+
+
+def main() -> None:
+    try:
+        cli(prog_name="python -m raftdb_tools.bench")
+    except Failed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Which systems answer which cells, in which order; and what the figures come to.
+
+Systems take turns: repetition 1 of each, then repetition 2 of each. A machine that slows down for a minute slows all of
+them down, and a ratio of medians survives it. Each repetition starts on empty directories.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from .load import Cell, Sample
+from .mixed import Mixed
+from .processes import Failed
+from .systems import System
+
+CLIENTS: Final = (1, 50, 200)
+PIPELINES: Final = (1, 16)
+CELLS: Final = tuple(
+    Cell(command, clients, pipeline) for command in ("SET", "GET") for pipeline in PIPELINES for clients in CLIENTS
+)
+
+#: "must" of the budgets: ratio to redis of the same run. (system, command, clients, pipeline) -> least ratio.
+MUST: Final[dict[tuple[str, str, int, int], float]] = {
+    ("raftdb-1", "SET", 50, 1): 0.50,
+    ("raftdb-1", "SET", 50, 16): 0.35,
+    ("raftdb-1", "GET", 50, 1): 0.60,
+    ("raftdb-3", "SET", 50, 1): 0.30,
+    ("raftdb-3", "SET", 50, 16): 0.15,
+    ("raftdb-3-lease", "GET", 50, 1): 0.50,
+    ("raftdb-3", "GET", 50, 1): 0.35,
+}
+MUST_MIXED: Final = 0.4
+
+
+class Figure(NamedTuple):
+    """All samples of one system in one cell."""
+
+    samples: tuple[Sample, ...]
+
+    @property
+    def failure(self) -> str | None:
+        """The first failure: one failed request makes the cell failed."""
+        return next((sample.failure for sample in self.samples if sample.failure), None)
+
+    @property
+    def rate(self) -> float:
+        """Median of the requests a second; 0 when a run failed."""
+        return 0.0 if self.failure or not self.samples else statistics.median(s.rate for s in self.samples)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        rates = [sample.rate for sample in self.samples] or [0.0]
+        return min(rates), max(rates)
+
+    def latency(self, name: str) -> float:
+        """Median over the runs of p50_ms, p95_ms, p99_ms or max_ms."""
+        return 0.0 if self.failure or not self.samples else statistics.median(getattr(s, name) for s in self.samples)
+
+
+class Results(NamedTuple):
+    """Everything that one run measured."""
+
+    systems: tuple[System, ...]
+    left_out: dict[str, str]  # system -> why
+    figures: dict[tuple[str, Cell], Figure]
+    mixed: dict[str, tuple[Mixed, ...]]
+
+    def ratio(self, system: str, cell: Cell, base: str = "redis") -> float | None:
+        """Median to median of the same run; None where one of both has no figure."""
+        mine, other = self.figures.get((system, cell)), self.figures.get((base, cell))
+        return mine.rate / other.rate if mine and other and mine.rate and other.rate else None
+
+    def failures(self) -> list[str]:
+        """Runs in which something failed, and budgets that do not hold, one line each."""
+        lines = [f"{name}, {cell}: {figure.failure}" for (name, cell), figure in self.figures.items() if figure.failure]
+        lines += [
+            f"{name}, mixed: {one.failure or f'{one.elections} elections'}"
+            for name, all_of in self.mixed.items()
+            for one in all_of
+            if one.failure or one.elections
+        ]
+        return lines
+
+    def budgets(self) -> list[tuple[str, float | None, float]]:
+        """(what, measured ratio, must) for every budget that this run can judge."""
+        rows = []
+        for (system, command, clients, pipeline), must in MUST.items():
+            cell = Cell(command, clients, pipeline)
+            if (system, cell) in self.figures and ("redis", cell) in self.figures:
+                rows.append((f"{system}, {cell}", self.ratio(system, cell), must))
+        for name, all_of in self.mixed.items():
+            if name.startswith("raftdb"):
+                ratio = statistics.median(one.ratio for one in all_of) if not any(o.failure for o in all_of) else None
+                rows.append((f"{name}, mixed against calm", ratio, MUST_MIXED))
+        return rows
+
+
+def present(systems: Sequence[System]) -> tuple[tuple[System, ...], dict[str, str]]:
+    """Those that can be measured here, and why the others cannot."""
+    reasons = {system.name: system.missing() for system in systems}
+    left_out = {name: reason for name, reason in reasons.items() if reason}
+    return tuple(system for system in systems if system.name not in left_out), left_out
+
+
+Say = Callable[[str], None]
+
+
+class Run:
+    """One run: repetitions in turns, figures gathered."""
+
+    def __init__(self, directory: Path, seconds: float, say: Say) -> None:
+        self.directory = directory
+        self.seconds = seconds
+        self.say = say
+        self.samples: dict[tuple[str, Cell], list[Sample]] = {}
+        self.mixed: dict[str, list[Mixed]] = {}
+
+    def repeat(
+        self,
+        systems: Sequence[System],
+        cells: Sequence[Cell],
+        repetitions: int,
+        mixed: Callable[[System], Mixed] | None = None,
+    ) -> None:
+        """Every cell of every system, `repetitions` times in turns; then the mixed load likewise."""
+        for turn in range(1, repetitions + 1):
+            for system in systems:
+                self._framed(system, f"{turn}-cells", partial(self._cells, cells=cells, turn=turn))
+            for system in systems if mixed else ():
+                self._framed(system, f"{turn}-mixed", partial(self._mixed, mixed=mixed, turn=turn))
+
+    def _framed(self, system: System, name: str, work: Callable[[System], None]) -> None:
+        """Starts the system, works, stops it; its data is removed even when it fails."""
+        place = self.directory / f"{system.name}-{name}"
+        try:
+            system.start(place)
+            work(system)
+        except (Failed, OSError) as error:
+            self.say(f"{system.name}: {error}")
+            self._note_death(system, str(error))
+        finally:
+            system.stop()
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _note_death(self, system: System, reason: str) -> None:
+        """A system that died has no figure in any cell, those before included."""
+        for (name, _), samples in self.samples.items():
+            if name == system.name:
+                samples.append(Sample(0.0, failure=reason))
+
+    def _cells(self, system: System, cells: Sequence[Cell], turn: int) -> None:
+        for cell in cells:
+            if not system.takes(cell):
+                continue
+            kept = self.samples.setdefault((system.name, cell), [])
+            sample = system.measure(cell, self.seconds)
+            kept.append(sample)
+            self.say(f"[{turn}] {system.name:16} {cell!s:32} {sample.failure or f'{sample.rate:10,.0f} /s'}")
+
+    def _mixed(self, system: System, mixed: Callable[[System], Mixed] | None, turn: int) -> None:
+        assert mixed
+        result = mixed(system)
+        self.mixed.setdefault(system.name, []).append(result)
+        told = f"{result.calm.rate:,.0f} -> {result.disturbed.rate:,.0f} /s, {result.ratio:.2f}"
+        self.say(
+            f"[{turn}] {system.name:16} mixed: {result.failure or told} ({result.ranges} LRANGE, "
+            f"{result.keys_replies} KEYS, elections: {'-' if result.elections is None else result.elections})"
+        )
+
+    def results(self, systems: Sequence[System], left_out: dict[str, str]) -> Results:
+        figures = {key: Figure(tuple(samples)) for key, samples in self.samples.items()}
+        return Results(tuple(systems), left_out, figures, {name: tuple(all_of) for name, all_of in self.mixed.items()})
