@@ -37,7 +37,7 @@ from raftdb.errors import PeerError
 
 ARRAY_ITEMS_MAX: Final = 4_096
 STR_BYTES_MAX: Final = 512
-OBJECTS_MAX: Final = 8 * ARRAY_ITEMS_MAX + 1_024
+OBJECTS_MAX: Final = 10 * ARRAY_ITEMS_MAX
 #: Below this size the items need not be counted: 50 times as much is still little.
 UNCOUNTED_BYTES_MAX: Final = 64 * 1024
 #: msgpack's packer never gives its buffer back; after a message of this size a new one is taken.
