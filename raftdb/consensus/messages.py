@@ -50,7 +50,7 @@ class AppendReply(NamedTuple):
 
     term: int
     ok: bool
-    index: int
+    index: int  # type: ignore[assignment]
     hint_index: int
     hint_term: int
 
@@ -62,7 +62,7 @@ class Heartbeat(NamedTuple):
     round: int  # counts from 1 within a leader's term
     commit: int  # min(leader's commit, the receiver's match): never beyond what the receiver acknowledged
     wall_ms: int  # the leader's wall clock, carried for the node (stamp.py); the core never looks at it
-    age_ms: int  # age of the last quorum-confirmed round, for `bounded` reads; -1: none yet
+    age_ms: int | None  # age of the last quorum-confirmed round, for `bounded` reads; None: none yet
 
 
 class HeartbeatReply(NamedTuple):
@@ -75,7 +75,7 @@ class HeartbeatReply(NamedTuple):
 
 
 class VoteRequest(NamedTuple):
-    """RequestVote. `pre`: would you vote for me in `term`? (nobody changes its term); `transfer`: the old leader asked."""
+    """RequestVote. `pre`: would you vote for me in `term`? It changes no term. `transfer`: the old leader wants it."""
 
     term: int  # the term to be elected in; the sender is still in term - 1 while pre-voting
     last_index: int
@@ -119,14 +119,14 @@ class ReadReply(NamedTuple):
 
     term: int
     context: int
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 class RefillRequest(NamedTuple):
     """Entry `index` is damaged here: send again from there on, whatever was acknowledged before."""
 
     term: int
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 Message: TypeAlias = (
@@ -182,7 +182,11 @@ def _is_index(value: object) -> bool:
 
 
 def _is_stamp(value: object) -> bool:
-    return _is_int(value, -1, STAMP_MAX)
+    return _is_int(value, 0, STAMP_MAX)
+
+
+def _is_age(value: object) -> bool:
+    return value is None or _is_stamp(value)
 
 
 def _is_uint64(value: object) -> bool:
@@ -261,7 +265,7 @@ FIELDS: Final[dict[str, Callable[[object], bool]]] = {
     "prev_chain": _is_uint64,
     "context": _is_uint64,
     "wall_ms": _is_stamp,
-    "age_ms": _is_stamp,
+    "age_ms": _is_age,
     "ok": _is_bool,
     "granted": _is_bool,
     "pre": _is_bool,
@@ -274,7 +278,7 @@ _CHECKS: Final = {kind: tuple((name, FIELDS[name]) for name in kind._fields) for
 
 
 def check(message: object) -> Message:
-    """Return `message` when every field has the right type and range; raise PeerError that names the first that has not.
+    """Return `message` when every field has the right type and range; raise PeerError naming the first that has not.
 
     For whoever decodes bytes of a peer; the core trusts what comes through `step`, except for terms and for the order
     of entries, which it checks itself.

@@ -6,8 +6,8 @@
     released = core.persisted(ready)
     send released.send;  answer released.reads;  apply up to released.commit;  core.applied_to(...)
 
-What may leave only after the disk is not in `Ready` at all: votes, acknowledgements, vote requests appear in `Released`,
-and there is no `Released` without `persisted(ready)`. At most one Ready with a second stage is open at a time;
+What may leave only after the disk is not in `Ready` at all: votes, acknowledgements, vote requests appear in
+`Released`, and there is no `Released` without `persisted(ready)`. At most one Ready with a second stage is open;
 `step`, `tick`, `propose` may be called meanwhile (a log thread, a simulated slow disk). While one is open `ready()`
 returns only what may leave at once, marked `sends_only`: send it and do not call `persisted` for it.
 """
@@ -35,7 +35,7 @@ class ReadReady(NamedTuple):
     """The read `read_id` may be served once `index` is applied here; index -1: refused, no leader answered in time."""
 
     read_id: int
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 class RoleChange(NamedTuple):
@@ -54,6 +54,6 @@ class Released(NamedTuple):
     commit: int  # entries up to here are committed AND durable here: apply them
     reads: tuple[ReadReady, ...]
     role: RoleChange | None
-    fetch: SnapshotMeta | None  # pull this file from the leader, then core.snapshot_received(meta) or fetch_failed(meta)
-    confirmed_round: int  # highest heartbeat round that a quorum has newly confirmed (0: none): freshness counts from its send time
+    fetch: SnapshotMeta | None  # pull this file from the leader, then core.snapshot_received or core.fetch_failed
+    confirmed_round: int  # newly confirmed by a quorum (0: none): freshness counts from its send time
     lease_round: int  # the same where a lease may count from it (0: none); see lease.py
