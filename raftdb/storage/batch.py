@@ -202,11 +202,11 @@ class Batch(Txn):
 
     def head(self, db: int, name: bytes) -> Head | None:
         key = self._head_key(db, name)
-        found: Head | None = self._heads.get(key, _MISSING)
-        if found is not _MISSING:
-            return found
-        found = self._base.get(key, _MISSING)
-        return self._load(key) if found is _MISSING else found
+        if key in self._heads:
+            return self._heads[key]
+        if key in self._base:
+            return self._base[key]
+        return self._load(key)
 
     def put_head(self, db: int, name: bytes, head: Head) -> None:
         """Keeps counts, expiry index and version (= batch.index). A collection that the key held before, under

@@ -51,6 +51,8 @@ _CONTENT = struct.Struct("<QQqq")
 _LENGTH = struct.Struct("<I")
 _DOUBLE = struct.Struct("<d")
 _HEAD_SALT = SALTS[HEADS]
+HEAD_FIXED_BYTES: Final = _HEAD.size
+CONTENT_BYTES: Final = _CONTENT.size
 
 
 class Head(NamedTuple):
@@ -103,7 +105,7 @@ def encode_head(key: bytes, head: Head, name: bytes | None) -> bytes:
     if kind != STRING:
         body = _COLLECTION.pack(kind, form, expiry_ms, version, collection, count, first, last)
         if name is not None:
-            body = body[:18] + long_name(name) + body[18:]
+            body = body[:HEAD_FIXED_BYTES] + long_name(name) + body[HEAD_FIXED_BYTES:]
     elif name is None:
         body = _HEAD.pack(kind, form, expiry_ms, version) + value
     else:
@@ -117,21 +119,30 @@ def decode_head(key: bytes, value: bytes) -> Head:
         raise damaged(HEADS, key)
     kind, form, expiry_ms, version = _HEAD.unpack_from(value)
     if len(key) == LONG_HEAD_KEY_BYTES:
-        content = split_long_name(HEADS, key, value[18:-4])[1]
+        content = split_long_name(HEADS, key, value[HEAD_FIXED_BYTES:-4])[1]
     else:
-        content = value[18:-4]
+        content = value[HEAD_FIXED_BYTES:-4]
     if kind == STRING:
         return Head(STRING, expiry_ms, version, content, 0, 0, 0, 0, form)
-    if kind not in TYPES or len(content) != 32:
+    if kind not in TYPES or len(content) != CONTENT_BYTES:
         raise damaged(HEADS, key, f"type {kind} with {len(content)} bytes")
     collection, count, first, last = _CONTENT.unpack(content)
+    return Head(kind, expiry_ms, version, b"", collection, count, first, last, form)
+
+
+def decode_content(body: bytes) -> Head:
+    """The head of a body without a long name, whose length and type the caller has checked."""
+    kind, form, expiry_ms, version = _HEAD.unpack_from(body)
+    if kind == STRING:
+        return Head(STRING, expiry_ms, version, body[HEAD_FIXED_BYTES:], 0, 0, 0, 0, form)
+    collection, count, first, last = _CONTENT.unpack_from(body, HEAD_FIXED_BYTES)
     return Head(kind, expiry_ms, version, b"", collection, count, first, last, form)
 
 
 def head_name(key: bytes, value: bytes) -> bytes:
     """The whole name of the key whose checked head value this is."""
     if len(key) == LONG_HEAD_KEY_BYTES:
-        return split_long_name(HEADS, key, value[18:-4])[0]
+        return split_long_name(HEADS, key, value[HEAD_FIXED_BYTES:-4])[0]
     return key[HEAD_PREFIX_BYTES:]
 
 
@@ -175,7 +186,7 @@ def unpack(data: bytes, *, bytes_max: int = 1 << 20) -> Any:
 
 
 def membership_document(membership: Membership) -> Any:
-    return membership.index, [tuple(member) for member in membership.members]
+    return membership.index, tuple(tuple(member) for member in membership.members)
 
 
 def membership_from(document: Any) -> Membership:

@@ -1,11 +1,12 @@
 """The key-value store: what the log says, applied, in LMDB without flushing. A cache of snapshot + log (see kvstate).
 
-Keys are described in keys.py, values in codec.py, the state record in txn.py. One LMDB transaction holds the changes of
-a batch of entries together with the applied index, term, stamp, chain, digest and membership. View (view.py) reads a
+Keys are described in keys.py, values in codec.py, the state record in txn.py. One LMDB transaction holds the changes
+of a batch of entries together with the applied index, term, stamp, chain, digest and membership. View (view.py) reads a
 snapshot of the store; any thread, for some seconds at most. Batch (batch.py) is the only writer.
 
-Deleting is O(1): the head goes, its collection is noted in GARBAGE, reclaim() works through the records later. A flushed
-database gets a new keyspace number; the old one is garbage. Garbage is invisible to reads, digests and snapshots.
+Deleting is O(1): the head goes, its collection is noted in GARBAGE, reclaim() works through the records later. A
+flushed database gets a new keyspace number; the old one is garbage. Garbage is invisible to reads, digests and
+snapshots.
 
 Invariants: a key's head is in HEADS under its database's keyspace exactly once; it has an EXPIRY record if and only if
 expiry_ms > 0; a live collection is named by exactly one head; keys and expiring count the heads of the keyspace.
