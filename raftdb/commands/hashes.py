@@ -1,5 +1,467 @@
-"""Commands of this type: being filled."""
+"""Hashes. One record per field, in the order of the 48-bit hash of its name; the head knows how many there are.
 
-from .table import Command
+A hash without fields does not exist. Each change writes the head too, also when the number of fields stays: the head's
+version is what WATCH compares.
+"""
 
-COMMANDS: list[Command] = []
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from ..errors import CommandError
+from ..storage.keys import HASH
+from ..storage.kv import Head
+from ..types import OK, Pairs, Reply
+from .args import (
+    INT64_MAX,
+    INT64_MIN,
+    NOT_A_FLOAT,
+    SYNTAX,
+    Bytes,
+    Int,
+    Key,
+    Many,
+    ManyPairs,
+    integer,
+)
+from .context import Context
+from .keyspace import HASH_SPAN, SCAN_COUNT, cursor_of, scan_count, scan_match, scan_options
+from .strings import OVERFLOW, add_decimals, decimal_of
+from .table import FAST, MAY_SHRINK, READ, WRITE, Command, command
+
+RANDOM_FIELDS_MAX: Final = 1_048_576  # of one HRANDFIELD with a negative count, which may ask for any number
+SCANNED_FOR_CHOICE_MAX: Final = 1_000  # up to so many fields HRANDFIELD reads them all and chooses evenly
+OUT_OF_RANGE: Final = "ERR value is out of range"
+
+
+class Hash:
+    """A key that holds a hash, or nothing."""
+
+    __slots__ = ("ctx", "name")
+
+    def __init__(self, ctx: Context, name: bytes) -> None:
+        self.ctx = ctx
+        self.name = name
+
+    def head(self) -> Head | None:
+        """Raises CommandError (WRONGTYPE)."""
+        return self.ctx.head_of(self.name, HASH)
+
+    def __len__(self) -> int:
+        head = self.head()
+        return 0 if head is None else head.count
+
+    def get(self, field: bytes) -> bytes | None:
+        head = self.head()
+        return None if head is None else self.ctx.txn.field(head.collection, field)
+
+    def get_many(self, fields: list[bytes]) -> list[bytes | None]:
+        head = self.head()
+        return [None] * len(fields) if head is None else self.ctx.txn.fields(head.collection, fields)
+
+    def items(self, from_hash: int = 0) -> Iterator[tuple[int, bytes, bytes]]:
+        """(48-bit hash, field, value) in hash order."""
+        head = self.head()
+        if head is None:
+            return
+        breathe = self.ctx.breathe
+        for row in self.ctx.txn.scan_fields(head.collection, from_hash):
+            breathe()
+            yield row
+
+    def set(self, field: bytes, value: bytes) -> bool:
+        """Store one field; was it new?"""
+        return self.set_many([(field, value)]) == 1
+
+    def set_many(self, pairs: list[tuple[bytes, bytes]]) -> int:
+        """Store fields; how many of them are new."""
+        ctx = self.ctx
+        batch, head = ctx.writing(), self.head()
+        if head is None:
+            head = Head(HASH, 0, 0, b"", batch.new_collection())
+        collection, added = head.collection, 0
+        field, put = batch.field, batch.put_field
+        for name, value in pairs:
+            if field(collection, name) is None:
+                added += 1
+            put(collection, name, value)
+        batch.put_head(ctx.db, self.name, head._replace(count=head.count + added) if added else head)
+        return added
+
+    def delete(self, *fields: bytes) -> int:
+        """Remove fields; how many there were. The key goes with its last field."""
+        ctx, head, removed = self.ctx, self.head(), 0
+        if head is None:
+            return 0
+        batch, collection = ctx.writing(), head.collection
+        for name in fields:
+            if batch.field(collection, name) is not None:
+                batch.delete_field(collection, name)
+                removed += 1
+        if removed == head.count:
+            batch.drop_head(ctx.db, self.name)
+        elif removed:
+            batch.put_head(ctx.db, self.name, head._replace(count=head.count - removed))
+        return removed
+
+
+def _hash_size(ctx: Context, argv: list[bytes]) -> int:
+    head = ctx.head(argv[1])
+    return 1 if head is None else head.count
+
+
+def _set(_ctx: Context, key: Hash, pairs: list[tuple[bytes, bytes]]) -> Reply:
+    return key.set_many(pairs)
+
+
+hset = command(
+    "HSET",
+    Key(Hash),
+    ManyPairs(Bytes("field"), Bytes("value"), "hset"),
+    flags=WRITE | FAST,
+    since="2.0.0",
+    group="hash",
+    summary="Set the string value of a hash field",
+    complexity="O(1) for each field/value pair added, so O(N) to add N field/value pairs.",
+)(_set)
+
+
+@command(
+    "HMSET",
+    Key(Hash),
+    ManyPairs(Bytes("field"), Bytes("value"), "hmset"),
+    flags=WRITE | FAST,
+    since="2.0.0",
+    group="hash",
+    summary="Set multiple hash fields to multiple values",
+    complexity="O(N) where N is the number of fields being set.",
+)
+def hmset(ctx: Context, key: Hash, pairs: list[tuple[bytes, bytes]]) -> Reply:
+    key.set_many(pairs)
+    return OK
+
+
+@command(
+    "HSETNX",
+    Key(Hash),
+    Bytes("field"),
+    Bytes("value"),
+    flags=WRITE | FAST,
+    since="2.0.0",
+    group="hash",
+    summary="Set the value of a hash field, only if the field does not exist",
+    complexity="O(1)",
+)
+def hsetnx(ctx: Context, key: Hash, field: bytes, value: bytes) -> Reply:
+    if key.get(field) is not None:
+        return 0
+    return key.set_many([(field, value)])
+
+
+@command(
+    "HGET",
+    Key(Hash),
+    Bytes("field"),
+    flags=READ | FAST,
+    since="2.0.0",
+    group="hash",
+    summary="Get the value of a hash field",
+    complexity="O(1)",
+)
+def hget(ctx: Context, key: Hash, field: bytes) -> Reply:
+    return key.get(field)
+
+
+def _field_count(_ctx: Context, argv: list[bytes]) -> int:
+    return len(argv) - 2
+
+
+@command(
+    "HMGET",
+    Key(Hash),
+    Many(Bytes("field")),
+    flags=READ | FAST,
+    since="2.0.0",
+    group="hash",
+    summary="Get the values of all the given hash fields",
+    complexity="O(N) where N is the number of fields being requested.",
+    size=_field_count,
+)
+def hmget(ctx: Context, key: Hash, fields: list[bytes]) -> Reply:
+    return key.get_many(fields)
+
+
+@command(
+    "HDEL",
+    Key(Hash),
+    Many(Bytes("field")),
+    flags=WRITE | FAST | MAY_SHRINK,
+    since="2.0.0",
+    group="hash",
+    summary="Delete one or more hash fields",
+    complexity="O(N) where N is the number of fields to be removed.",
+)
+def hdel(ctx: Context, key: Hash, fields: list[bytes]) -> Reply:
+    return key.delete(*fields)
+
+
+@command(
+    "HEXISTS",
+    Key(Hash),
+    Bytes("field"),
+    flags=READ | FAST,
+    since="2.0.0",
+    group="hash",
+    summary="Determine if a hash field exists",
+    complexity="O(1)",
+)
+def hexists(ctx: Context, key: Hash, field: bytes) -> Reply:
+    return int(key.get(field) is not None)
+
+
+@command(
+    "HLEN",
+    Key(Hash),
+    flags=READ | FAST,
+    since="2.0.0",
+    group="hash",
+    summary="Get the number of fields in a hash",
+    complexity="O(1)",
+)
+def hlen(ctx: Context, key: Hash) -> Reply:
+    return len(key)
+
+
+@command(
+    "HSTRLEN",
+    Key(Hash),
+    Bytes("field"),
+    flags=READ | FAST,
+    since="3.2.0",
+    group="hash",
+    summary="Get the length of the value of a hash field",
+    complexity="O(1)",
+)
+def hstrlen(ctx: Context, key: Hash, field: bytes) -> Reply:
+    return len(key.get(field) or b"")
+
+
+@command(
+    "HGETALL",
+    Key(Hash),
+    flags=READ,
+    since="2.0.0",
+    group="hash",
+    summary="Get all the fields and values in a hash",
+    complexity="O(N) where N is the size of the hash.",
+    size=_hash_size,
+)
+def hgetall(ctx: Context, key: Hash) -> Reply:
+    return {name: value for _, name, value in key.items()}
+
+
+@command(
+    "HKEYS",
+    Key(Hash),
+    flags=READ,
+    since="2.0.0",
+    group="hash",
+    summary="Get all the fields in a hash",
+    complexity="O(N) where N is the size of the hash.",
+    size=_hash_size,
+)
+def hkeys(ctx: Context, key: Hash) -> Reply:
+    return [name for _, name, _value in key.items()]
+
+
+@command(
+    "HVALS",
+    Key(Hash),
+    flags=READ,
+    since="2.0.0",
+    group="hash",
+    summary="Get all the values in a hash",
+    complexity="O(N) where N is the size of the hash.",
+    size=_hash_size,
+)
+def hvals(ctx: Context, key: Hash) -> Reply:
+    return [value for _, _name, value in key.items()]
+
+
+@command(
+    "HINCRBY",
+    Key(Hash),
+    Bytes("field"),
+    Int("increment"),
+    flags=WRITE | FAST,
+    since="2.0.0",
+    group="hash",
+    summary="Increment the integer value of a hash field by the given number",
+    complexity="O(1)",
+)
+def hincrby(ctx: Context, key: Hash, field: bytes, increment: int) -> Reply:
+    old = key.get(field)
+    total = increment if old is None else integer(old, "ERR hash value is not an integer") + increment
+    if not INT64_MIN <= total <= INT64_MAX:
+        raise CommandError(OVERFLOW)
+    key.set(field, b"%d" % total)
+    return total
+
+
+@command(
+    "HINCRBYFLOAT",
+    Key(Hash),
+    Bytes("field"),
+    Bytes("increment", "double"),
+    flags=WRITE | FAST,
+    since="2.6.0",
+    group="hash",
+    summary="Increment the float value of a hash field by the given amount",
+    complexity="O(1)",
+)
+def hincrbyfloat(ctx: Context, key: Hash, field: bytes, increment: bytes) -> Reply:
+    step = decimal_of(increment, NOT_A_FLOAT)
+    if not step.is_finite():
+        raise CommandError("ERR value is NaN or Infinity")
+    old = key.get(field)
+    total = add_decimals(decimal_of(old if old is not None else b"0", "ERR hash value is not a float"), step)
+    key.set(field, total)
+    return total
+
+
+# --- scanning and chance ----------------------------------------------------------------------------------------------
+
+
+def _scan_size(ctx: Context, argv: list[bytes]) -> int:
+    words = [word.upper() for word in argv]
+    wanted = integer(argv[words.index(b"COUNT") + 1]) if b"COUNT" in words else SCAN_COUNT
+    return min(wanted, _hash_size(ctx, argv))
+
+
+HSCAN_OPTIONS: Final = scan_options()
+
+
+@command(
+    "HSCAN",
+    Key(Hash),
+    Bytes("cursor", "integer"),
+    Many(Bytes("option"), least=0),
+    flags=READ,
+    since="2.8.0",
+    group="hash",
+    summary="Incrementally iterate hash fields and associated values",
+    complexity="O(1) for every call. O(N) for a complete iteration.",
+    size=_scan_size,
+)
+def hscan(ctx: Context, key: Hash, cursor: bytes, words: list[bytes]) -> Reply:
+    """HSCAN key cursor [MATCH pattern] [COUNT count]. The options of an absent key are not looked at, as in Redis."""
+    start = cursor_of(cursor)
+    if key.head() is None:
+        return [b"0", []]
+    options, _ = HSCAN_OPTIONS.parse(ctx, words, 0)
+    count, match = scan_count(options), scan_match(options)
+    found: list[bytes] = []
+    last = -1
+    for seen, (place, name, value) in enumerate(key.items(start) if start < HASH_SPAN else ()):
+        if seen >= count and place != last:
+            return [b"%d" % place, found]
+        last = place
+        if match is None or match(name):
+            found += (name, value)
+    return [b"0", found]
+
+
+def _seek(key: Hash) -> tuple[bytes, bytes]:
+    """The first field from a random hash on. The hash is not empty."""
+    start = key.ctx.random.below(HASH_SPAN)
+    for place in (start, 0):
+        for _, name, value in key.items(place):
+            return name, value
+    raise CommandError("ERR no such field")
+
+
+def _choose(key: Hash, count: int) -> list[tuple[bytes, bytes]]:
+    """`count` different fields, in random order; fewer than there are."""
+    random, size = key.ctx.random, len(key)
+    if size <= SCANNED_FOR_CHOICE_MAX or count * 3 > size:
+        rows = [(name, value) for _, name, value in key.items()]
+        return [rows[at] for at in random.sample(size, count)]
+    chosen: dict[bytes, bytes] = {}
+    while len(chosen) < count:
+        name, value = _seek(key)
+        chosen[name] = value
+    return list(chosen.items())
+
+
+def _choose_again_and_again(key: Hash, count: int) -> list[tuple[bytes, bytes]]:
+    """`count` fields, each drawn from all."""
+    random, size = key.ctx.random, len(key)
+    if size <= SCANNED_FOR_CHOICE_MAX or count > size:
+        rows = [(name, value) for _, name, value in key.items()]
+        return [rows[random.below(size)] for _ in range(count)]
+    return [_seek(key) for _ in range(count)]
+
+
+def _random_count(words: list[bytes]) -> tuple[int, bool]:
+    with_values = len(words) == 2
+    count = integer(words[0])
+    if count == INT64_MIN:
+        raise CommandError(OUT_OF_RANGE)
+    if len(words) > 2 or (with_values and words[1].upper() != b"WITHVALUES"):
+        raise CommandError(SYNTAX)
+    if count < -RANDOM_FIELDS_MAX or (with_values and count > INT64_MAX // 2):
+        raise CommandError(OUT_OF_RANGE)
+    return count, with_values
+
+
+def _random_size(ctx: Context, argv: list[bytes]) -> int:
+    size = _hash_size(ctx, argv)
+    return min(size, SCANNED_FOR_CHOICE_MAX) if len(argv) < 3 else max(size, abs(integer(argv[2])))
+
+
+@command(
+    "HRANDFIELD",
+    Key(Hash),
+    Many(Bytes("option"), least=0),
+    flags=READ,
+    since="6.2.0",
+    group="hash",
+    summary="Get one or multiple random fields from a hash",
+    complexity="O(N) where N is the number of fields returned",
+    size=_random_size,
+)
+def hrandfield(ctx: Context, key: Hash, words: list[bytes]) -> Reply:
+    """HRANDFIELD key [count [WITHVALUES]]."""
+    if not words:
+        return _choose_again_and_again(key, 1)[0][0] if len(key) else None
+    count, with_values = _random_count(words)
+    if not count or not len(key):
+        return []
+    if count < 0:
+        rows = _choose_again_and_again(key, -count)
+    elif count < len(key):
+        rows = _choose(key, count)
+    else:
+        rows = [(name, value) for _, name, value in key.items()]
+    return Pairs(rows) if with_values else [name for name, _ in rows]
+
+
+COMMANDS: list[Command] = [
+    hset,
+    hmset,
+    hsetnx,
+    hget,
+    hmget,
+    hdel,
+    hexists,
+    hlen,
+    hstrlen,
+    hgetall,
+    hkeys,
+    hvals,
+    hincrby,
+    hincrbyfloat,
+    hscan,
+    hrandfield,
+]

@@ -1,5 +1,370 @@
-"""Commands of this type: being filled."""
+"""Lists: the commands. How a list lies in the store is told in sequence.py."""
 
-from .table import Command
+from __future__ import annotations
 
-COMMANDS: list[Command] = []
+from itertools import islice
+from typing import Any, Final
+
+from ..errors import CommandError
+from ..types import NULL_ARRAY, OK, Reply
+from .args import (
+    INDEX_OUT_OF_RANGE,
+    INT64_MIN,
+    NO_SUCH_KEY,
+    Bytes,
+    Count,
+    Int,
+    Key,
+    Many,
+    NumKeys,
+    OneOf,
+    Optional,
+    Options,
+    Value,
+    integer,
+)
+from .context import Context
+from .sequence import List
+from .table import FAST, MAY_SHRINK, READ, WRITE, Command, command
+
+Push = Many(Bytes("element"))
+
+
+def _push_command(name: str, *, left: bool, must_exist: bool, since: str, summary: str) -> Command:
+    def push(_ctx: Context, key: List, values: list[bytes]) -> Reply:
+        if must_exist and not len(key):
+            return 0
+        key.push(values, left)
+        key.save()
+        return key.count
+
+    complexity = "O(1) for each element added, so O(N) to add N elements."
+    return command(
+        name,
+        Key(List),
+        Push,
+        flags=WRITE | FAST,
+        since=since,
+        group="list",
+        summary=summary,
+        complexity=complexity,
+    )(push)
+
+
+lpush = _push_command(
+    "LPUSH", left=True, must_exist=False, since="1.0.0", summary="Prepend one or multiple elements to a list"
+)
+rpush = _push_command(
+    "RPUSH", left=False, must_exist=False, since="1.0.0", summary="Append one or multiple elements to a list"
+)
+lpushx = _push_command(
+    "LPUSHX", left=True, must_exist=True, since="2.2.0", summary="Prepend an element to a list, only if the list exists"
+)
+rpushx = _push_command(
+    "RPUSHX", left=False, must_exist=True, since="2.2.0", summary="Append an element to a list, only if the list exists"
+)
+
+
+def _pop_command(name: str, *, left: bool, summary: str) -> Command:
+    def pop(_ctx: Context, key: List, count: int | None) -> Reply:
+        if not len(key):
+            return None if count is None else NULL_ARRAY
+        if count == 0:
+            return []
+        values = key.pop(1 if count is None else count, left)
+        key.save()
+        return values[0] if count is None else values
+
+    return command(
+        name,
+        Key(List),
+        Optional(Count()),
+        flags=WRITE | FAST | MAY_SHRINK,
+        group="list",
+        summary=summary,
+        complexity="O(N) where N is the number of elements returned",
+        words_max=3,
+    )(pop)
+
+
+lpop = _pop_command("LPOP", left=True, summary="Remove and get the first elements in a list")
+rpop = _pop_command("RPOP", left=False, summary="Remove and get the last elements in a list")
+
+NOT_A_COUNT: Final = "ERR count should be greater than 0"
+
+
+@command(
+    "LMPOP",
+    NumKeys(List),
+    OneOf("LEFT", "RIGHT"),
+    Options(Value("COUNT", Int("count", 1, error=NOT_A_COUNT))),
+    flags=WRITE | MAY_SHRINK,
+    since="7.0.0",
+    group="list",
+    summary="Pop elements from a list",
+    complexity="O(N+M) where N is the number of provided keys and M is the number of elements returned.",
+)
+def lmpop(ctx: Context, keys: list[List], where: str, options: dict[str, Any]) -> Reply:
+    for key in keys:
+        if len(key):
+            values = key.pop(options.get("COUNT", 1), where == "LEFT")
+            key.save()
+            return [key.name, values]
+    return NULL_ARRAY
+
+
+@command("LLEN", Key(List), flags=READ | FAST, group="list", summary="Get the length of a list", complexity="O(1)")
+def llen(ctx: Context, key: List) -> Reply:
+    return len(key)
+
+
+def bounds(start: int, stop: int, size: int) -> tuple[int, int]:
+    """What LRANGE's start and stop mean: ranks low <= rank < high; high <= low when there are none."""
+    low = max(start + size, 0) if start < 0 else start
+    high = stop + size if stop < 0 else min(stop, size - 1)
+    return low, high + 1
+
+
+def _range_size(ctx: Context, argv: list[bytes]) -> int:
+    head = ctx.head(argv[1])
+    if head is None:
+        return 1
+    low, high = bounds(integer(argv[2]), integer(argv[3]), head.count)
+    return max(high - low, 1)
+
+
+@command(
+    "LRANGE",
+    Key(List),
+    Int("start"),
+    Int("stop"),
+    flags=READ,
+    group="list",
+    summary="Get a range of elements from a list",
+    complexity="O(log L + N) where L is the length of the list and N is the number of elements in the range.",
+    size=_range_size,
+)
+def lrange(ctx: Context, key: List, start: int, stop: int) -> Reply:
+    low, high = bounds(start, stop, len(key))
+    return key.slice(low, high)
+
+
+@command(
+    "LINDEX",
+    Key(List),
+    Bytes("index", "integer"),
+    flags=READ,
+    group="list",
+    summary="Get an element from a list by its index",
+    complexity="O(log N)",
+)
+def lindex(ctx: Context, key: List, index: bytes) -> Reply:
+    if not len(key):
+        return None
+    rank = key.rank(integer(index))
+    return None if rank is None else key.get(rank)
+
+
+@command(
+    "LSET",
+    Key(List),
+    Bytes("index", "integer"),
+    Bytes("element"),
+    flags=WRITE,
+    group="list",
+    summary="Set the value of an element in a list by its index",
+    complexity="O(log N)",
+)
+def lset(ctx: Context, key: List, index: bytes, value: bytes) -> Reply:
+    if not len(key):
+        raise CommandError(NO_SUCH_KEY)
+    rank = key.rank(integer(index))
+    if rank is None:
+        raise CommandError(INDEX_OUT_OF_RANGE)
+    key.set(rank, value)
+    key.save()
+    return OK
+
+
+def _list_size(ctx: Context, argv: list[bytes]) -> int:
+    head = ctx.head(argv[1])
+    return 1 if head is None else head.count
+
+
+@command(
+    "LREM",
+    Key(List),
+    Int("count"),
+    Bytes("element"),
+    flags=WRITE | MAY_SHRINK,
+    group="list",
+    summary="Remove elements from a list",
+    complexity="O(N) to look at N elements; the others are not moved.",
+)
+def lrem(ctx: Context, key: List, count: int, value: bytes) -> Reply:
+    if not len(key):
+        return 0
+    matching = (label for label, element in key.rows(reverse=count < 0) if element == value)
+    labels = list(islice(matching, abs(count) or None))
+    if labels:
+        _remove(key, labels)
+        key.save()
+    return len(labels)
+
+
+def _remove(key: List, labels: list[int]) -> None:
+    """A single element at an end is a pop, which leaves the list regular."""
+    if len(labels) == 1 and labels[0] in (key.first, key.last):
+        key.pop(1, labels[0] == key.first)
+    else:
+        key.remove(labels)
+        key.compact()
+
+
+@command(
+    "LTRIM",
+    Key(List),
+    Int("start"),
+    Int("stop"),
+    flags=WRITE | MAY_SHRINK,
+    group="list",
+    summary="Trim a list to the specified range",
+    complexity="O(N) where N is the number of elements removed, or of those kept if they are fewer.",
+)
+def ltrim(ctx: Context, key: List, start: int, stop: int) -> Reply:
+    size = len(key)
+    if not size:
+        return OK
+    low, high = bounds(start, stop, size)
+    if high <= low:
+        key.count = 0
+    elif high - low < size:
+        key.trim(low, high)
+    key.save()
+    return OK
+
+
+@command(
+    "LINSERT",
+    Key(List),
+    OneOf("BEFORE", "AFTER"),
+    Bytes("pivot"),
+    Bytes("element"),
+    flags=WRITE,
+    since="2.2.0",
+    group="list",
+    summary="Insert an element before or after another element in a list",
+    complexity="O(N) to find the pivot; O(log N) to insert.",
+)
+def linsert(ctx: Context, key: List, where: str, pivot: bytes, value: bytes) -> Reply:
+    if not len(key):
+        return 0
+    label = next((label for label, element in key.rows() if element == pivot), None)
+    if label is None:
+        return -1
+    key.insert(label, value, where == "BEFORE")
+    key.save()
+    return key.count
+
+
+NO_RANK: Final = (
+    "ERR RANK can't be zero: use 1 to start from the first match, 2 from the second ... or use negative to start from "
+    "the end of the list"
+)
+
+
+@command(
+    "LPOS",
+    Key(List),
+    Bytes("element"),
+    Options(
+        Value("RANK", Int("rank", INT64_MIN + 1, range_error="ERR value is out of range")),
+        Value("COUNT", Int("num-matches", 0, error="ERR COUNT can't be negative")),
+        Value("MAXLEN", Int("len", 0, error="ERR MAXLEN can't be negative")),
+    ),
+    flags=READ,
+    since="6.0.6",
+    group="list",
+    summary="Return the index of matching elements on a list",
+    complexity="O(N) where N is the number of elements in the list, or MAXLEN.",
+    size=_list_size,
+)
+def lpos(ctx: Context, key: List, value: bytes, options: dict[str, Any]) -> Reply:
+    rank = options.get("RANK", 1)
+    if rank == 0:
+        raise CommandError(NO_RANK)
+    wanted = options.get("COUNT")
+    size, backwards = len(key), rank < 0
+    looked_at = islice(key.rows(reverse=backwards), options.get("MAXLEN") or None)
+    matching = (size - 1 - n if backwards else n for n, (_, element) in enumerate(looked_at) if element == value)
+    limit = 1 if wanted is None else wanted
+    found = list(islice(matching, abs(rank) - 1, abs(rank) - 1 + limit if limit else None))
+    if wanted is None:
+        return found[0] if found else None
+    return found
+
+
+def _move_element(source: List, target: List, from_left: bool, to_left: bool) -> Reply:
+    if not len(source):
+        return None
+    if source.name == target.name:
+        target = source
+    else:
+        target.load()
+    value = source.pop(1, from_left)
+    if target is not source:
+        source.save()
+    target.push(value, to_left)
+    target.save()
+    return value[0]
+
+
+@command(
+    "LMOVE",
+    Key(List, "source"),
+    Key(List, "destination"),
+    OneOf("LEFT", "RIGHT", name="wherefrom"),
+    OneOf("LEFT", "RIGHT", name="whereto"),
+    flags=WRITE,
+    since="6.2.0",
+    group="list",
+    summary="Pop an element from a list, push it to another list and return it",
+    complexity="O(1)",
+)
+def lmove(ctx: Context, source: List, target: List, where_from: str, where_to: str) -> Reply:
+    return _move_element(source, target, where_from == "LEFT", where_to == "LEFT")
+
+
+@command(
+    "RPOPLPUSH",
+    Key(List, "source"),
+    Key(List, "destination"),
+    flags=WRITE,
+    since="1.2.0",
+    group="list",
+    summary="Remove the last element in a list, prepend it to another list and return it",
+    complexity="O(1)",
+)
+def rpoplpush(ctx: Context, source: List, target: List) -> Reply:
+    return _move_element(source, target, False, True)
+
+
+COMMANDS: list[Command] = [
+    lpush,
+    rpush,
+    lpushx,
+    rpushx,
+    lpop,
+    rpop,
+    lmpop,
+    llen,
+    lrange,
+    lindex,
+    lset,
+    lrem,
+    ltrim,
+    linsert,
+    lpos,
+    lmove,
+    rpoplpush,
+]

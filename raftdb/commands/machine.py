@@ -32,11 +32,12 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from ..errors import CommandError, Damaged, RaftdbError, Unexecuted
-from ..storage.kv import DATABASES, Batch, KvStore, Txn
+from ..errors import CommandError, Damaged, RaftdbError
+from ..storage.keys import DATABASES
+from ..storage.kv import Batch, KvStore, Txn
 from ..types import NULL_ARRAY, Entry, Kind, Reply
 from .context import Context, LocalContext, ServerPort, SessionPort, mix64, no_breath
-from .table import LOCAL, READ, WRITE, Command, Table
+from .table import READ, WRITE, Command, Table
 
 PAYLOAD_VERSION: Final = 1
 PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024 + 64 * 1024
@@ -313,17 +314,3 @@ def _watch(row: Any) -> Watch:
 
 def _is_db(value: Any) -> bool:
     return type(value) is int and 0 <= value < DATABASES
-
-
-__all__ = [
-    "HANDLER_FAILED",
-    "LOCAL",
-    "Item",
-    "Machine",
-    "Request",
-    "Transaction",
-    "Unexecuted",
-    "UnknownCommand",
-    "Watch",
-    "is_read_only",
-]

@@ -24,7 +24,7 @@ Where a request goes:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from ..errors import CommandError, UsageError
@@ -164,9 +164,12 @@ class Command:
     def movable_keys(self) -> bool:
         return any(isinstance(arg, NumKeys) for arg in self.args)
 
-    def keys(self, argv: list[bytes]) -> list[bytes]:
-        """The keys that this command line names, in order."""
-        return keys_of(self.args, self.words, argv)
+    def keys(self, argv: Sequence[bytes]) -> list[bytes]:
+        """The keys that this command line names, in order; none when it cannot be parsed so far."""
+        try:
+            return keys_of(self.args, self.words, list(argv))
+        except (CommandError, IndexError):
+            return []
 
     def check(self, argv: list[bytes]) -> CommandError | None:
         """The arity error of this command line, if it has one."""
@@ -254,21 +257,19 @@ class Table:
     def add(self, row: Command) -> None:
         """Add one command. Raises UsageError when the name is taken and the command does not say `replaces=True`."""
         first, _, second = row.name.partition(" ")
-        if second:
-            container = self._by_name.get(first.encode()) or self._add_container(first, row)
-            if container.subcommands is None:
-                raise UsageError(f"command {first} has no subcommands")
-            self._claim(container.subcommands, second, row)
-        else:
+        if not second:
             self._claim(self._by_name, first, row)
+            return
+        container = self._by_name.get(first.encode())
+        if container is None or container.subcommands is None:
+            container = self._add_container(first, row, container)
+        self._claim(container.subcommands or {}, second, row)
 
     def extended(self, commands: Iterable[Command]) -> Table:
         """A copy of this table with an application's commands added."""
         table = Table()
-        table._by_name = dict(self._by_name)
-        for name, row in self._by_name.items():
-            if row.subcommands is not None and name.isupper():
-                table._clone_container(row)
+        for row in self:
+            table._put(row.name, row if row.subcommands is None else _container(row, row.subcommands))
         for row in commands:
             table.add(row)
         return table
@@ -324,23 +325,45 @@ class Table:
         names[name.encode()] = row
         names[name.lower().encode()] = row
 
-    def _add_container(self, name: str, of: Command) -> Command:
-        container = Command(name, (), _no_handler, flags=of.flags & LOCAL, group=of.group, since=of.since)
-        container.subcommands = {}
-        container.arity, container.words_min, container.words_max = -2, 2, 1 << 30
-        self._claim(self._by_name, name, container)
-        return container
+    def _put(self, name: str, row: Command) -> None:
+        self._by_name[name.encode()] = self._by_name[name.lower().encode()] = row
 
-    def _clone_container(self, row: Command) -> None:
-        copy = Command(row.name, row.args, row.handler, flags=row.flags, group=row.group, since=row.since)
-        copy.subcommands = dict(row.subcommands or {})
-        copy.arity, copy.words_min, copy.words_max = row.arity, row.words_min, row.words_max
-        copy.summary = row.summary
-        self._by_name[row.name.encode()] = self._by_name[row.name.lower().encode()] = copy
+    def _add_container(self, name: str, of: Command, alone: Command | None) -> Command:
+        """A container for `of`; `alone`: the command of that name, which then also runs without a subcommand."""
+        bare = alone or Command(name, (), _no_handler, flags=of.flags & LOCAL, group=of.group, since=of.since)
+        container = _container(bare, {})
+        if alone is None:
+            container.arity, container.words_min, container.words_max = -2, 2, 1 << 30
+        self._put(name, container)
+        return container
 
 
 def _no_handler(*_args: Any) -> Any:
     raise CommandError("ERR this command needs a subcommand")
+
+
+def _container(row: Command, subcommands: dict[bytes, Command]) -> Command:
+    """A copy of `row` that holds subcommands of its own, HELP among them."""
+    flags, group, since = row.flags, row.group, row.since
+    copy = Command(row.name, row.args, row.handler, flags=flags, group=group, since=since, summary=row.summary)
+    copy.arity, copy.words_min, copy.words_max = -1, row.words_min, row.words_max
+    copy.subcommands = dict(subcommands)
+
+    def show_help(_ctx: Any) -> list[str]:
+        return _help_lines(copy)
+
+    about = "Show helpful text about the different subcommands"
+    help_row = Command(f"{row.name} HELP", (), show_help, flags=LOCAL | LOADING, group=group, summary=about)
+    copy.subcommands[b"HELP"] = copy.subcommands[b"help"] = help_row
+    return copy
+
+
+def _help_lines(container: Command) -> list[str]:
+    lines = [f"{container.name} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"]
+    rows = {id(row): row for row in (container.subcommands or {}).values()}
+    for row in sorted(rows.values(), key=lambda row: row.name):
+        lines += [row.synopsis().partition(" ")[2], f"    {row.summary}"]
+    return lines
 
 
 def _printable(token: bytes, limit: int = 128) -> str:
@@ -363,7 +386,7 @@ def unknown_command(argv: list[bytes]) -> CommandError:
 
 def builtin_table() -> Table:
     """All built-in commands."""
-    from . import hashes, keyspace, lists, server, strings, transactions
+    from . import cluster, connection, hashes, keyspace, lists, server, strings, transactions
 
-    modules = (strings, keyspace, hashes, lists, transactions, server)
+    modules = (strings, keyspace, hashes, lists, transactions, connection, server, cluster)
     return Table(row for module in modules for row in module.COMMANDS)
