@@ -1,0 +1,214 @@
+"""Trouble: who breaks what, when, for how long. Every draw ends in a `do_` event of the world with plain arguments.
+
+What is never done, since no system could stand it: damage to the last whole copy of a committed entry, and a restored
+backup that nobody could know to be one (see `restore`).
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from raftdb.consensus.core import Change, ChangeKind
+from raftdb.types import Member, NodeRef
+from tests.sim.settings import MS, NEVER
+
+if TYPE_CHECKING:
+    from tests.sim.node import SimNode
+    from tests.sim.world import World
+
+
+def member(ref: NodeRef, voter: bool) -> Member:
+    """A row of a membership."""
+    return Member(ref.id, ref.incarnation, f"{ref.id}:6379", f"{ref.id}:6380", voter)
+
+
+class Faults:
+    """Draws faults for a world until it is told to stop."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.rng: random.Random = world.rng
+        s = world.settings
+        self.kinds = [
+            (s.crash_every, self.crash),
+            (s.blackout_every, self.blackout),
+            (s.cut_every, self.cut),
+            (s.pause_every, self.pause),
+            (s.jump_every, self.jump),
+            (s.transfer_every, self.transfer),
+            (s.member_every, self.member),
+            (s.wipe_every, self.wipe),
+            (s.restore_every, self.restore),
+            (s.damage_every, self.damage),
+        ]
+
+    def start(self) -> None:
+        for number, (every, _) in enumerate(self.kinds):
+            if every < NEVER:
+                self.world.later(self.world.spread(every), self.draw, number)
+
+    def draw(self, number: int) -> None:
+        """Do one fault of this kind now, and plan the next."""
+        world = self.world
+        if world.quiet:
+            return
+        every, fault = self.kinds[number]
+        fault()
+        world.later(world.spread(every), self.draw, number)
+
+    def victim(self) -> str:
+        """A node; with the seed's bias, the leader."""
+        world = self.world
+        if self.rng.random() < world.settings.aim:
+            leader = world.leader()
+            if leader is not None:
+                return leader.id
+        return world.ids[self.rng.randrange(len(world.ids))]
+
+    def span(self) -> int:
+        """How long a fault lasts: from a blink to several elections."""
+        return int(10 * MS * 500 ** self.rng.random())
+
+    # --- processes and machines -------------------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        world, victim = self.world, self.victim()
+        world.later(0, world.do_crash, victim, self.rng.getrandbits(32), self.rng.random() < world.settings.power)
+        world.later(self.span(), world.do_start, victim)
+
+    def blackout(self) -> None:
+        world = self.world
+        world.later(0, world.do_blackout, self.rng.getrandbits(32))
+        for node_id in world.ids:
+            world.later(self.span(), world.do_start, node_id)
+
+    def pause(self) -> None:
+        world, victim = self.world, self.victim()
+        node = world.nodes[victim]
+        if node is not None:
+            world.later(0, world.do_pause, victim)
+            world.later(self.span(), world.do_resume, victim, node.life)
+
+    def jump(self) -> None:
+        """A wall clock is set: by a little, by an hour, by years."""
+        world = self.world
+        size = self.rng.choice((200, 5_000, 3_600_000, 10**11))
+        world.later(0, world.do_jump, self.victim(), self.rng.randrange(-size, size))
+
+    # --- network ----------------------------------------------------------------------------------------------------
+
+    def cut(self) -> None:
+        world = self.world
+        pairs = self._pairs()
+        world.later(0, world.do_cut, pairs)
+        world.later(self.span() * 2, world.do_heal, pairs)
+
+    def _pairs(self) -> tuple[tuple[str, str], ...]:
+        """Directed links to cut."""
+        world, rng = self.world, self.rng
+        style = world.settings.cut_style
+        if style == 4:
+            style = rng.randrange(4)
+        ids = world.ids
+        if style == 3:
+            return tuple((a, b) for a in ids for b in ids if a != b and rng.random() < 0.4)
+        alone = {self.victim()} if style else {i for i in ids if rng.random() < 0.5}
+        both = style < 2 or rng.random() < 0.3
+        out = rng.random() < 0.5
+        return tuple((a, b) for a in ids for b in ids if (a in alone) != (b in alone) and (both or (a in alone) == out))
+
+    # --- operators --------------------------------------------------------------------------------------------------
+
+    def transfer(self) -> None:
+        world, leader = self.world, self.world.leader()
+        if leader is not None:
+            target = self.rng.choice((None, *world.ids))
+            world.later(0, world.do_transfer, leader.id, target)
+
+    def member(self) -> None:
+        """One change of the members, asked of the leader (or of somebody who no longer is)."""
+        world, leader = self.world, self.world.leader()
+        if leader is not None:
+            change = self._change(leader)
+            if change is not None:
+                world.later(0, world.do_change, leader.id, change)
+
+    def _change(self, leader: SimNode) -> Change | None:
+        world, rng = self.world, self.rng
+        members = leader.core.membership
+        present = {m.id: m for m in members.members}
+        lost = [m for m in members.members if world.refs[m.id] != m.ref]
+        if lost and rng.random() < 0.7:
+            return Change(ChangeKind.REMOVE, lost[0])
+        absent = [i for i in world.ids if i not in present and world.refs[i] not in world.judge.removed]
+        gone = [i for i in world.ids if i not in present and world.refs[i] in world.judge.removed]
+        if gone and rng.random() < 0.5:
+            world.later(0, world.do_wipe, gone[0], rng.getrandbits(60))
+            world.later(self.span(), world.do_start, gone[0])
+        dice = rng.random()
+        if absent and dice < 0.45:
+            ref = world.refs[rng.choice(absent)]
+            return Change(ChangeKind.ADD_LEARNER, member(ref, False))
+        some = rng.choice(members.members)
+        if dice < 0.6 and not some.voter:
+            return Change(ChangeKind.PROMOTE, some)
+        if dice < 0.68 and some.voter:
+            return Change(ChangeKind.DEMOTE, some)
+        if dice < 0.9:
+            me = present.get(leader.id)
+            return Change(ChangeKind.REMOVE, me if me is not None and rng.random() < 0.3 else some)
+        return Change(ChangeKind.ADDRESS, some._replace(client_addr=f"{some.id}:{rng.randrange(1000)}"))
+
+    # --- disks ------------------------------------------------------------------------------------------------------
+
+    def whole(self, node_id: str) -> bool:
+        """Can this node's disk be counted on?"""
+        world = self.world
+        return node_id not in world.halted and not world.disks[world.refs[node_id]].log.damaged
+
+    def voters(self) -> list[NodeRef]:
+        """The voters, as the highest leader has them."""
+        leader = self.world.leader()
+        if leader is None:
+            return []
+        return [m.ref for m in leader.core.membership.voters]
+
+    def wipe(self) -> None:
+        """The disk of a node is lost; it comes back as another incarnation. A majority of whole voters stays."""
+        world, voters = self.world, self.voters()
+        victim = self.victim()
+        others = [r for r in voters if r.id != victim and world.refs[r.id] == r and self.whole(r.id)]
+        if voters and 2 * len(others) > len(voters) and all(self.whole(r.id) for r in others):
+            if any(world.disks[r].log.damaged for r in voters if r in world.disks):
+                return
+            world.later(0, world.do_wipe, victim, self.rng.getrandbits(60))
+            world.later(self.span(), world.do_start, victim)
+
+    def damage(self) -> None:
+        """One entry of one disk. Every other voter's disk is whole, and at least one other holds the entry."""
+        world, rng = self.world, self.rng
+        victim = world.refs[world.ids[rng.randrange(len(world.ids))]]
+        log = world.disks[victim].log
+        voters = self.voters()
+        others = [r for r in voters if r != victim]
+        if log.damaged or log.last < log.first or victim not in voters or len(voters) < 3:
+            return
+        if any(world.refs[r.id] != r or not self.whole(r.id) for r in others):
+            return
+        index = rng.randrange(log.first, log.last + 1)
+        term = log.true_term(index)
+        if sum(world.disks[r].log.holds(index, term) for r in others) * 2 >= len(voters):
+            world.later(0, world.do_damage, victim.id, index)
+
+    def restore(self) -> None:
+        """A backup of a disk is made, or one made before is put back (which somebody who is up must be able to
+        notice)."""
+        world = self.world
+        ref = world.refs[self.victim()]
+        backup = world.backups.get(ref)
+        if backup is None or self.rng.random() < 0.3:
+            world.later(0, world.do_backup, ref.id)
+        elif world.noticed(ref, backup):
+            world.later(0, world.do_restore, ref.id)
+            world.later(self.span(), world.do_start, ref.id)

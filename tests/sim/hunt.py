@@ -1,0 +1,153 @@
+"""The hunt for planted bugs: every mutant must be caught, and it is written down by what and how soon.
+
+Each runs in a process of its own (see mutate.py). The seeds that caught a mutant are stored; CI runs them first, and
+only if they fail to catch it (the core has changed, other dice fall) looks for new ones.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.sim.mutants import MUTANTS, Mutant
+from tests.sim.mutate import plant
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+STORED = HERE / "mutant_seeds.json"
+TABLE = ROOT / "docs" / "mutants.md"
+EVENTS = 5_000
+
+
+class Catch(NamedTuple):
+    """How a mutant was caught; rule "" when it was not."""
+
+    name: str
+    rule: str
+    text: str
+    seed: int
+    seeds: int  # that had to be run
+    cpu_s: float
+
+
+# --- one mutant, in its own process ---------------------------------------------------------------------------------
+
+
+def child(name: str, seeds: str, events: int, seconds_max: float) -> int:
+    """Plant, run seeds until one fails, print a line of JSON."""
+    mutant = next(m for m in MUTANTS if m.name == name)
+    plant(mutant.patches)
+    from tests.sim.runner import run_seed
+
+    started = time.process_time()
+    number = 0
+    for number, seed in enumerate(_seeds(seeds), 1):
+        result = run_seed(seed, events)
+        if result.failure:
+            spent = time.process_time() - started
+            print(json.dumps(Catch(name, result.rule, result.failure[:300], seed, number, round(spent, 2))._asdict()))
+            return 0
+        if time.process_time() - started > seconds_max:
+            break
+    print(json.dumps(Catch(name, "", "", -1, number, round(time.process_time() - started, 2))._asdict()))
+    return 1
+
+
+def _seeds(text: str) -> Iterable[int]:
+    if ".." in text:
+        first, _, last = text.partition("..")
+        return range(int(first), int(last) + 1)
+    return [int(seed) for seed in text.split(",")]
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+
+def hunt(mutant: Mutant, stored: list[int], seconds_max: float, search: bool) -> Catch:
+    """The stored seeds first; then, unless forbidden, new ones."""
+    if stored:
+        catch = _run(mutant, ",".join(map(str, stored)), seconds_max)
+        if catch.rule or not search:
+            return catch
+    return _run(mutant, "0..999999", seconds_max)
+
+
+def _run(mutant: Mutant, seeds: str, seconds_max: float) -> Catch:
+    command = [sys.executable, "-m", "tests.sim", "mutant", mutant.name, "--seeds", seeds, "--events", str(EVENTS)]
+    command += ["--seconds", str(seconds_max)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds_max * 10 + 60)
+    lines = done.stdout.strip().splitlines()
+    if not lines or not lines[-1].startswith("{"):
+        raise RuntimeError(f"{mutant.name}: {done.stderr.strip()[-2000:]}")
+    return Catch(**json.loads(lines[-1]))
+
+
+def load() -> dict[str, list[int]]:
+    if not STORED.exists():
+        return {}
+    found: dict[str, list[int]] = json.loads(STORED.read_text())
+    return found
+
+
+def run_all(names: list[str], search: bool, jobs: int, seconds_max: float) -> list[Catch]:
+    """Every mutant, or those named."""
+    chosen = [m for m in MUTANTS if not names or m.name in names]
+    stored = load()
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(hunt, m, stored.get(m.name, []), seconds_max, search) for m in chosen]
+        catches = []
+        for mutant, future in zip(chosen, futures, strict=True):
+            catch = future.result()
+            catches.append(catch)
+            verdict = f"{catch.rule:18} seed {catch.seed}, {catch.seeds} seeds" if catch.rule else "NOT CAUGHT"
+            print(f"{mutant.name:34} {verdict:50} {catch.cpu_s:6.1f} CPU-s  {catch.text[:90]!r}", flush=True)
+    return catches
+
+
+def main(names: list[str], stored_only: bool, jobs: int, seconds_max: float) -> int:
+    catches = run_all(names, True, jobs, seconds_max)
+    missed = [c.name for c in catches if not c.rule]
+    tail = f": missed {', '.join(missed)}" if missed else ""
+    print(f"{len(catches) - len(missed)} of {len(catches)} planted bugs caught{tail}")
+    if not stored_only:
+        store(catches)
+        if not names:
+            TABLE.write_text(table(catches))
+    return 1 if missed else 0
+
+
+def store(catches: list[Catch]) -> None:
+    """Keep up to three seeds per mutant, the newest first."""
+    stored: dict[str, list[int]] = {m.name: load().get(m.name, []) for m in MUTANTS}
+    for catch in catches:
+        if catch.rule:
+            rest = [seed for seed in stored[catch.name] if seed != catch.seed]
+            stored[catch.name] = [catch.seed, *rest][:3]
+    STORED.write_text(json.dumps(stored, indent=0, sort_keys=True) + "\n")
+
+
+def table(catches: list[Catch]) -> str:
+    """The page docs/mutants.md."""
+    by_name = {c.name: c for c in catches}
+    lines = [
+        "# Planted bugs",
+        "",
+        "Written by `python -m tests.sim mutants`; do not edit. Each row is a small change to the source of the core,",
+        "or to the way the simulated node uses its storage, planted in its own process. *Caught by* names the check",
+        "that saw it (tests/sim/judge.py explains the numbers; `core:` is an assertion of the core). *Seeds* is",
+        f"how many fresh seeds of {EVENTS} events were run until one failed.",
+        "",
+        "| bug | what it is | caught by | seeds | CPU s |",
+        "|---|---|---|---|---|",
+    ]
+    for mutant in MUTANTS:
+        catch: Any = by_name[mutant.name]
+        rule = catch.rule or "**missed**"
+        lines.append(f"| {mutant.name} | {mutant.what} | {rule} | {catch.seeds} | {catch.cpu_s} |")
+    return "\n".join([*lines, ""])

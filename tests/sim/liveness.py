@@ -1,0 +1,142 @@
+"""The second half of a run: the faults stop on a random majority, the rest stays broken, and the cluster has to heal.
+
+Which majority: one of the committed members and of every set of members that a log still carries uncommitted, since
+any of them may be the one that counts. Its nodes have whole disks, are up, and hear each other. All others are down,
+or cut off, or cut off in one direction only. Then, within `LIMIT` of simulated time: a leader, a write of ours
+committed, and everybody of the majority who is a member has applied it (I22).
+"""
+
+from __future__ import annotations
+
+from raftdb.types import Membership
+from tests.sim.judge import Violation
+from tests.sim.settings import MS
+from tests.sim.world import FATES, World
+
+LIMIT = 60_000 * MS
+STEP = 100 * MS
+
+
+def settle(world: World) -> bool:
+    """Calm down and converge. False: no majority of whole disks is left, so nothing can be asked."""
+    chosen = choose(world)
+    if not chosen:
+        return False
+    calm(world, chosen)
+    deadline = world.now + LIMIT
+    op = 0
+    while world.now < deadline:
+        horizon = world.now + STEP
+        while world.heap and world.heap[0][0] <= horizon:
+            world.run(1)
+        world.now = horizon
+        if op and world.ops[op].index and caught_up(world, chosen, world.ops[op].index):
+            return True
+        if not op or not world.ops[op].index:
+            op = probe(world, chosen)
+    raise Violation("I22", f"{LIMIT // MS // 1000} s after the faults stopped on {chosen}: {state(world)}")
+
+
+def choose(world: World) -> list[str]:
+    """The smallest prefix of a random order of the nodes that is a majority of whole disks wherever one may be
+    needed."""
+    needed = relevant(world)
+    order = list(world.ids)
+    world.rng.shuffle(order)
+    chosen: list[str] = []
+    for node_id in order:
+        chosen.append(node_id)
+        if all(enough(world, members, chosen) for members in needed):
+            return sorted(chosen)
+    return []
+
+
+def relevant(world: World) -> list[Membership]:
+    """The committed members, and whatever newer ones a disk still holds."""
+    judge = world.judge
+    found: list[Membership] = []
+    last = max(key >> 64 for key in judge.memberships if is_committed(world, key))
+    found.append(judge.memberships[last << 64 | judge.terms[last]])
+    for disk in world.disks.values():
+        if disk.log.membership.index > last and disk.log.membership not in found:
+            found.append(disk.log.membership)
+    return found
+
+
+def is_committed(world: World, key: int) -> bool:
+    index, term = key >> 64, key & (1 << 64) - 1
+    return index <= world.judge.committed and world.judge.terms[index] == term
+
+
+def enough(world: World, members: Membership, chosen: list[str]) -> bool:
+    voters = [m.ref for m in members.voters]
+    whole = [
+        r
+        for r in voters
+        if r.id in chosen and world.refs[r.id] == r and r.id not in world.halted and not world.disks[r].log.damaged
+    ]
+    return 2 * len(whole) > len(voters)
+
+
+def calm(world: World, chosen: list[str]) -> None:
+    world.quiet = True
+    world.cuts.clear()
+    outside = [i for i in world.ids if i not in chosen]
+    style = world.rng.randrange(5)
+    for node_id in outside:
+        if style == 0:
+            world.do_crash(node_id, 0, False)
+            world.held.add(node_id)
+        elif style == 1:
+            world.do_pause(node_id)
+            world.held.add(node_id)
+        else:
+            for other in world.ids:
+                if style != 3:  # it cannot be heard
+                    world.cuts[node_id, other] = 1 << 30
+                if style != 4:  # it cannot hear
+                    world.cuts[other, node_id] = 1 << 30
+    world.fates = [(world.settings.delay,)] * FATES
+    for node_id in chosen:
+        node = world.nodes[node_id]
+        if node is None:
+            world.do_start(node_id)
+        else:
+            world.do_resume(node_id, node.life)
+
+
+def probe(world: World, chosen: list[str]) -> int:
+    """A write of our own, given to the leader among the chosen."""
+    leaders = [n for i in chosen if (n := world.nodes[i]) is not None and n.core.role.name == "LEADER"]
+    if not leaders:
+        return 0
+    leader = max(leaders, key=lambda n: n.core.term)
+    world.next_op += 1
+    op = world.next_op
+    world.new_client()
+    world.do_op(op, len(world.clients) - 1, 0, False, False)
+    world.do_request(op, leader.id)
+    return op
+
+
+def caught_up(world: World, chosen: list[str], index: int) -> bool:
+    (members, *_) = relevant(world)
+    present = {m.ref for m in members.members}
+    nodes = [world.nodes[i] for i in chosen]
+    return all(n is not None and (n.ref not in present or n.applied >= index) for n in nodes)
+
+
+def state(world: World) -> str:
+    """One phrase per node, for the report."""
+    parts = []
+    for node_id in world.ids:
+        node = world.nodes[node_id]
+        if node is None:
+            parts.append(f"{node_id} down")
+        else:
+            core, log = node.core, node.disk.log
+            parts.append(
+                f"{node_id} {core.role.value} term {core.term} log {log.first}..{log.last} applied {node.applied}"
+                f"{' damaged' if log.damaged else ''}{' paused' if node.paused else ''}"
+            )
+    return "; ".join(parts)

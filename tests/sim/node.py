@@ -1,0 +1,408 @@
+"""One simulated node: the driver of the design around the real core, with a simulated disk, clock and network.
+
+The order of effects is that of the real driver (ARCHITECTURE.md): drain the inbox -> core -> `Ready.send` -> one log
+commit -> `persisted()` -> `Released.send` -> apply -> reads and replies. It is told apart from the disk, which
+survives, as a process is.
+
+Two ways of waiting for the disk are played: the real driver's (nothing happens in the node until the flush has
+returned; what arrives waits), and the one the core also allows (messages and ticks go on meanwhile).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raftdb.consensus.core import Busy, Change, ChangeRefused, Core, CoreConfig, NotLeader
+from raftdb.consensus.messages import AppendReply, Message
+from raftdb.consensus.ready import Ready, Released
+from raftdb.errors import EntryDamaged
+from raftdb.types import Entry, Kind, Membership, NodeRef, Persist, Proposal, Role, SnapshotMeta
+from tests.sim.disk import Disk, Kv, Snapshot, chain_of, decode_members, fold
+from tests.sim.judge import Violation
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+WAITING_MAX = 64  # writes that wait for a place in an entry
+TURN_MAX = 200  # stages of one turn
+INBOX_MAX = 1_000  # messages that wait for the disk
+
+
+class SimNode:
+    """A process. A crash throws it away; a start makes a new one around the same disk."""
+
+    def __init__(self, world: World, ref: NodeRef, disk: Disk, config: CoreConfig, life: int, rate: float) -> None:
+        self.world = world
+        self.judge = world.judge
+        self.ref = ref
+        self.id = ref.id
+        self.disk = disk
+        self.life = life
+        self.rate = rate  # of its clocks, against true time
+        self.paused = False
+        self.backlog: list[tuple[NodeRef, Message]] = []
+        self.inbox: list[tuple[NodeRef, Message]] = []
+        self.writing: Ready | None = None
+        self.overlap = world.settings.overlap
+        self.quarantined: set[int] = set()
+        self.seen: dict[NodeRef, int] = {}  # peer -> starts of the life we shook hands with
+        self.wall_offset = 0
+        self.waiting: list[int] = []  # ops
+        self.proposed: dict[int, tuple[int, tuple[int, ...]]] = {}  # index -> (term, ops)
+        self.reads: dict[int, int] = {}  # op -> index to wait for, -1 while unknown
+        self.rounds: dict[int, int] = {}  # heartbeat round -> own clock when it was sent
+        self.matches: dict[tuple[NodeRef, int], int] = {}  # (peer, term) -> match, for the judge
+        self.snapshotting = False
+        self.fetching: SnapshotMeta | None = None
+
+        disk.boot()
+        log = disk.log
+        kv = disk.kv
+        assert kv is not None
+        self.applied, self.digest, self.members = kv
+        self.commit = self.applied
+        self.role: Role | None = None
+        self.term = log.hard.term
+        self._voters: tuple[NodeRef, ...] = ()
+        self._voters_of: Membership | None = None
+        self.core = Core(
+            ref,
+            config,
+            log,
+            log.hard,
+            log.membership,
+            log.previous_membership,
+            self.applied,
+            self.applied,
+            chain_of,
+            world.core_seed(ref, log.starts),
+            log.starts,
+            stamp=log.items[-1].stamp if log.items else (log.snapshot.stamp if log.snapshot else 0),
+            snapshot=log.snapshot,
+        )
+        for index in sorted(log.damaged):
+            self.quarantine(index)
+
+    # --- one turn ---------------------------------------------------------------------------------------------------
+
+    def receive(self, sender: NodeRef, message: Message) -> None:
+        """A message of a peer has arrived."""
+        if self.writing is not None and not self.overlap:
+            if len(self.inbox) < INBOX_MAX:
+                self.inbox.append((sender, message))
+            return
+        self.step(sender, message)
+        self.turn()
+
+    def step(self, sender: NodeRef, message: Message) -> None:
+        try:
+            self.core.step(sender, message)
+        except EntryDamaged as error:
+            self.quarantine(error.index)
+        if type(message) is AppendReply and self.core.role is Role.LEADER:
+            self.judge.matched(self, sender)
+
+    def tick(self) -> None:
+        if self.writing is not None and not self.overlap:
+            return
+        self.core.tick()
+        self.turn()
+
+    def turn(self) -> None:
+        """Carry out what the core wants, until it wants no more or the disk is busy."""
+        for _ in range(TURN_MAX):
+            try:
+                ready = self.core.ready()
+            except EntryDamaged as error:
+                self.quarantine(error.index)
+                continue
+            if ready is None:
+                break
+            if ready.round:
+                self.rounds[ready.round] = self.clock()
+            if ready.send:
+                self.judge.early(self, ready.send)
+                self.world.send(self, ready.send)
+            if ready.sends_only:
+                break
+            persist = ready.persist
+            if persist is not None:
+                self.judge.persist(self, persist)
+                self.disk.write(persist)
+                self.writing = ready
+                if self.world.start_sync(self):
+                    break
+                self.disk.sync()
+            self.finish(ready)
+        else:
+            raise Violation("I22", f"{self.id} is never done with its turn")
+        self.look()
+
+    def synced(self) -> None:
+        """The flush has returned."""
+        ready = self.writing
+        assert ready is not None
+        self.disk.sync()
+        self.finish(ready)
+        inbox, self.inbox = self.inbox, []
+        for sender, message in inbox:
+            self.step(sender, message)
+        self.turn()
+
+    def finish(self, ready: Ready) -> None:
+        """Stage two: what the durable state allows."""
+        self.writing = None
+        released = self.core.persisted(ready)
+        if released.send:
+            self.judge.late(self, released.send)
+            self.world.send(self, released.send)
+        persist = ready.persist
+        if persist is not None:
+            if persist.install is not None:
+                self.installed(persist.install)
+            if persist.membership is not None or persist.truncate_from is not None or persist.install is not None:
+                self.judge.members_fit(self)
+            if persist.rewrite:
+                self.quarantined &= self.disk.log.damaged
+        if released.commit > self.applied or released.reads or released.role is not None or released.fetch is not None:
+            self.release(released)
+
+    def release(self, released: Released) -> None:
+        if released.commit > self.applied:
+            self.look()
+            self.apply(released.commit)
+        for read in released.reads:
+            self.world.read_ready(self, read.read_id, read.index)
+        if released.role is not None and released.role.role is not Role.LEADER:
+            self.give_up_waiting()
+        if released.fetch is not None and self.fetching != released.fetch:
+            self.fetching = released.fetch
+            self.world.start_fetch(self, released.fetch)
+
+    def look(self) -> None:
+        """Show the judge what has changed."""
+        core = self.core
+        if core.role is not self.role or core.term != self.term:
+            self.role, self.term = core.role, core.term
+            self.rounds.clear()
+            self.judge.role(self)
+        commit = core.commit
+        if commit > self.commit:
+            last = self.disk.log.last
+            if commit > last and self.writing is not None:
+                entries = self.writing.persist.entries  # type: ignore[union-attr]
+                last = entries[-1].index if entries else last
+            commit = min(commit, last)
+            if commit > self.commit:
+                self.judge.commit(self, commit)
+                self.commit = commit
+        elif commit < self.commit:
+            self.judge.commit(self, commit)
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def apply(self, upto: int) -> None:
+        """One kv transaction: the entries and the applied index together."""
+        log = self.disk.log
+        digest, applied = self.digest, self.applied
+        done: list[int] = []
+        for index in range(applied + 1, upto + 1):
+            if index in log.damaged:
+                self.quarantine(index)
+                break
+            entry = log.items[index - log.first]
+            digest = fold(digest, entry.chain)
+            self.judge.apply(self, entry, digest)
+            if entry.kind == Kind.MEMBERSHIP:
+                self.members = decode_members(entry)
+            if index in self.proposed:
+                done.append(index)
+            applied = index
+        self.digest, self.applied = digest, applied
+        self.disk.kv = Kv(applied, digest, self.members)
+        self.core.applied_to(applied)
+        self.judge.bounds(self)
+        for index in done:
+            self.answer(index)
+        if self.reads:
+            self.serve()
+        if self.waiting:
+            self.propose()
+        if not self.snapshotting and applied - self.snapshot_index() >= self.world.settings.snapshot_entries:
+            self.snapshotting = True
+            self.world.start_snapshot(self, self.make_snapshot())
+
+    def answer(self, index: int) -> None:
+        """Applied: whoever asked for this entry gets the reply."""
+        term, ops = self.proposed.pop(index)
+        if self.disk.log.term(index) == term:
+            self.judge.acknowledge(self, index)
+            self.world.wrote(self, ops)
+
+    def installed(self, meta: SnapshotMeta) -> None:
+        """The log begins at the snapshot: kv is switched over to what the file holds."""
+        snapshot = self.disk.snapshots[meta.name]
+        self.applied, self.digest, self.members = meta.index, snapshot.digest, meta.membership
+        self.disk.kv = Kv(self.applied, self.digest, self.members)
+        self.commit = max(self.commit, self.applied)
+        self.fetching = None
+        self.quarantined &= self.disk.log.damaged
+        self.core.applied_to(self.applied)
+        self.judge.bounds(self)
+        if self.reads:
+            self.serve()
+
+    def fetched(self, snapshot: Snapshot) -> None:
+        """The leader's file is durable here."""
+        self.fetching = snapshot.meta
+        self.core.snapshot_received(snapshot.meta)
+
+    def snapshot_index(self) -> int:
+        snapshot = self.disk.log.snapshot
+        return 0 if snapshot is None else snapshot.index
+
+    def make_snapshot(self) -> Snapshot:
+        log, index = self.disk.log, self.applied
+        meta = SnapshotMeta(
+            f"raft_{self.id}_{index}",
+            index,
+            log.term(index),
+            log.chain(index),
+            log.items[index - log.first].stamp if index >= log.first else 0,
+            self.members,
+            100,
+            self.digest.to_bytes(32, "big"),
+        )
+        return Snapshot(meta, self.digest)
+
+    def snapshot_done(self, snapshot: Snapshot) -> None:
+        """The file is durable: name it in the log, trim what is below the older of the two kept."""
+        self.snapshotting = False
+        log = self.disk.log
+        if snapshot.meta.index <= self.snapshot_index():
+            return
+        older = log.snapshot
+        self.disk.put_snapshot(snapshot)
+        log.snapshot = snapshot.meta
+        self.core.snapshot_available(snapshot.meta)
+        if older is not None:
+            log.trim(min(older.index, self.applied - self.world.settings.keep_entries) + 1)
+            self.core.log_trimmed()
+        self.judge.bounds(self)
+        self.turn()
+
+    def quarantine(self, index: int) -> None:
+        if index not in self.quarantined:
+            self.quarantined.add(index)
+            self.core.quarantine(index)
+
+    # --- clients ----------------------------------------------------------------------------------------------------
+
+    def write(self, op: int) -> bool:
+        """A client's write. False: certainly not executed."""
+        if self.core.role is not Role.LEADER or len(self.waiting) >= WAITING_MAX:
+            return False
+        self.waiting.append(op)
+        self.propose()
+        return True
+
+    def propose(self) -> None:
+        """One entry holds what waits; a new one waits until there are fewer than `in_flight` uncommitted."""
+        settings = self.world.settings
+        if len(self.proposed) >= settings.in_flight or (self.writing is not None and not self.overlap):
+            return
+        ops = tuple(self.waiting[: settings.batch])
+        payload = b"".join([op.to_bytes(4, "big") for op in ops])
+        try:
+            index = self.core.propose((Proposal(Kind.COMMANDS, self.stamp(), ops[0], payload),))
+        except (NotLeader, Busy):
+            self.give_up_waiting()
+            return
+        del self.waiting[: len(ops)]
+        self.proposed[index] = (self.core.term, ops)
+
+    def give_up_waiting(self) -> None:
+        """No longer the leader: what was not proposed is certainly not executed."""
+        waiting, self.waiting = self.waiting, []
+        for op in waiting:
+            self.world.refused(self, op)
+
+    def change(self, change: Change) -> None:
+        """An operator's membership change."""
+        try:
+            self.core.propose_membership(change, self.stamp(), 7)
+        except (NotLeader, Busy, ChangeRefused):
+            self.judge.counts["refused"] += 1
+        self.turn()
+
+    def transfer(self, target: str | None) -> None:
+        """An operator's wish to hand over."""
+        try:
+            self.core.transfer(target)
+            self.judge.counts["transfers"] += 1
+        except (NotLeader, Busy, ChangeRefused):
+            self.judge.counts["refused"] += 1
+        self.turn()
+
+    def serve(self) -> None:
+        """Reads whose index is applied."""
+        for op in [op for op, index in self.reads.items() if 0 <= index <= self.applied]:
+            del self.reads[op]
+            self.world.served(self, op, "ReadIndex")
+
+    # --- clocks -----------------------------------------------------------------------------------------------------
+
+    def clock(self) -> int:
+        """The monotonic clock, in microseconds of this node."""
+        return int(self.world.now * self.rate)
+
+    def wall_ms(self) -> int:
+        return self.world.now // 1000 + self.world.offsets[self.id]
+
+    def stamp(self) -> int:
+        return max(self.wall_ms(), 0)
+
+    def lease_read(self) -> bool:
+        return False
+
+    # --- for the judge ----------------------------------------------------------------------------------------------
+
+    def entry(self, index: int) -> Entry | None:
+        """What is at `index`, on the disk or on its way there; None below the base or beyond the end."""
+        log = self.disk.log
+        for persist in self.disk.pending:
+            if persist.entries and persist.entries[0].index <= index <= persist.entries[-1].index:
+                return persist.entries[index - persist.entries[0].index]
+        return log.items[index - log.first] if log.first <= index <= log.last else None
+
+    def stamp_before(self, index: int, persist: Persist) -> int:
+        """The stamp of the entry before `index`, in the transaction about to be written or on the disk; 0 if
+        unknown."""
+        first = persist.entries[0].index
+        if index > first:
+            return persist.entries[index - 1 - first].stamp
+        log = self.disk.log
+        return log.items[index - 1 - log.first].stamp if log.first < index <= log.last + 1 else 0
+
+    def voters(self) -> tuple[NodeRef, ...]:
+        membership = self.core.membership
+        if membership is not self._voters_of:
+            self._voters_of = membership
+            self._voters = tuple(m.ref for m in membership.voters)
+        return self._voters
+
+    def membership_before(self, index: int, persist: Persist | None = None) -> Membership | None:
+        """The members as of index - 1, by the entries on the disk and in the transaction about to be written."""
+        if persist is not None:
+            if persist.truncate_from is not None:
+                index_on_disk = min(index, persist.truncate_from)
+            else:
+                index_on_disk = index
+            for entry in reversed(persist.entries):
+                if entry.index < index and entry.kind == Kind.MEMBERSHIP:
+                    return decode_members(entry)
+            index = index_on_disk
+        for entry in reversed(self.disk.log.member_entries):
+            if entry.index < index:
+                return decode_members(entry)
+        return self.disk.log.base_members

@@ -1,0 +1,107 @@
+"""What a seed means: the shape of the cluster and the rates of every kind of trouble, drawn anew for each seed.
+
+A simulator with fixed rates explores one corner of the space over and over: with everything going wrong all the time
+nothing ever gets far enough to go wrong in an interesting way. So each seed draws its own rates, and switches whole
+classes of faults off (swarm testing). Spans are microseconds of simulated time.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+MS = 1_000
+TICK = 50 * MS
+NEVER = 1 << 60
+
+
+class Settings(NamedTuple):
+    """One swarm member. An interval is the mean time between two faults of the kind; NEVER switches it off."""
+
+    seed: int
+    voters: int
+    spares: int  # node ids that may be added later
+    hasty: bool  # short election timeouts: more leader changes per event
+    overlap: bool  # the node goes on while its disk is busy
+    in_flight: int  # uncommitted entries that the leader's node allows
+    clients: int
+    think: int  # mean time between the answer of a client and its next request
+    batch: int  # commands per entry, at most
+    reads: float  # share of reads
+    leases: float  # share of reads on leases
+    patience: int  # a client waits this long for an answer
+    drop: float
+    duplicate: float
+    delay: int  # usual one-way delay
+    late: float  # share of messages that take very long
+    sync: int  # mean time of a flush
+    slow_disk: float  # share of flushes that take a hundred times as long
+    drift: float  # clocks of nodes run at 1 - drift .. 1 + drift
+    cut_every: int
+    cut_style: int  # 0 halves, 1 the leader alone, 2 one direction, 3 a random set of links, 4 a mixture
+    crash_every: int
+    power: float  # share of crashes that take the unsynced state with them
+    blackout_every: int  # all nodes at once
+    pause_every: int
+    jump_every: int  # wall clocks
+    transfer_every: int
+    member_every: int
+    wipe_every: int
+    restore_every: int
+    damage_every: int
+    snapshot_entries: int  # a snapshot after this many applied entries
+    keep_entries: int  # the log is kept this far below the older snapshot
+    aim: float  # share of the faults that look for the leader
+
+
+def draw(seed: int) -> Settings:
+    """The settings of a seed."""
+    rng = random.Random(seed)
+
+    def sometimes(chance: float, low: int, high: int) -> int:
+        span = int(low * (high / low) ** rng.random())
+        return span if rng.random() < chance else NEVER
+
+    def rate(chance: float, high: float) -> float:
+        value = high * rng.random() ** 2
+        return value if rng.random() < chance else 0.0
+
+    voters = rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7))
+    calm = rng.random() < 0.04
+    quiet = 0.0 if calm else 1.0
+    return Settings(
+        seed=seed,
+        voters=voters,
+        spares=rng.choice((0, 0, 1, 1, 2)) if voters < 6 else rng.choice((0, 1)),
+        hasty=rng.random() < 0.6,
+        overlap=rng.random() < 0.3,
+        in_flight=rng.choice((1, 2, 16)),
+        clients=rng.choice((1, 2, 4, 6)),
+        think=int(5 * MS * 60 ** rng.random()),
+        batch=rng.choice((1, 1, 2, 16)),
+        reads=rng.choice((0.0, 0.2, 0.5, 0.8)),
+        leases=rng.choice((0.0, 0.0, 0.5, 1.0)),
+        patience=rng.choice((300, 1_000, 3_000)) * MS,
+        drop=rate(0.6 * quiet, 0.4),
+        duplicate=rate(0.5 * quiet, 0.5),
+        delay=int(1 * MS * 40 ** rng.random()),
+        late=rate(0.5 * quiet, 0.2),
+        sync=rng.choice((0, 0, 1, 5, 20)) * MS,
+        slow_disk=rate(0.3 * quiet, 0.1),
+        drift=rng.choice((0.0, 0.0, 0.01, 0.03)),
+        cut_every=sometimes(0.6 * quiet, 500 * MS, 10_000 * MS),
+        cut_style=rng.randrange(5),
+        crash_every=sometimes(0.6 * quiet, 300 * MS, 10_000 * MS),
+        power=rng.choice((0.0, 0.5, 1.0)),
+        blackout_every=sometimes(0.2 * quiet, 2_000 * MS, 15_000 * MS),
+        pause_every=sometimes(0.4 * quiet, 500 * MS, 10_000 * MS),
+        jump_every=sometimes(0.3 * quiet, 500 * MS, 10_000 * MS),
+        transfer_every=sometimes(0.35 * quiet, 500 * MS, 10_000 * MS),
+        member_every=sometimes(0.45, 400 * MS, 8_000 * MS),
+        wipe_every=sometimes(0.15 * quiet, 3_000 * MS, 15_000 * MS),
+        restore_every=sometimes(0.12 * quiet, 2_000 * MS, 15_000 * MS),
+        damage_every=sometimes(0.2 * quiet, 1_000 * MS, 8_000 * MS),
+        snapshot_entries=rng.choice((3, 5, 10, 40, 100_000)),
+        keep_entries=rng.choice((0, 0, 2, 20)),
+        aim=rng.choice((0.0, 0.3, 0.8)),
+    )

@@ -1,0 +1,561 @@
+"""The world of one seed: nodes, disks, network, clients, faults, and the heap of things that will happen.
+
+Everything that happens is an *event*: a call of one of the `do_` methods with plain arguments. In a run from a seed
+the events come from a heap ordered by simulated time and the dice of the seed decide what is put there. In a *replay*
+the events come from a list, and nothing else happens: a message is delivered if one equal to it has been sent, a
+flush returns if one is under way. So a failing run can be written down as a list of events, and any part of that list
+can be replayed: that is what the shrinker needs.
+
+What is deterministic rests on this: ints and tuples of ints as the only things hashed, dicts in the order of
+insertion, no sets iterated, one `random.Random(seed)`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+from raftdb.consensus.core import Change, CoreConfig
+from raftdb.consensus.messages import Envelope, Message
+from raftdb.types import Membership, NodeRef, Role, SnapshotMeta
+from tests.linear import History, Register, check
+from tests.sim.disk import Disk, Snapshot
+from tests.sim.faults import Faults, member
+from tests.sim.judge import Judge, Violation
+from tests.sim.node import SimNode
+from tests.sim.settings import MS, TICK, Settings
+
+MASK = (1 << 61) - 1
+FATES = 1021  # entries of the table of what happens to messages
+KEYS = 3
+
+Event = tuple[Any, ...]
+
+
+class Client:
+    """One operation at a time, with retries of what certainly was not executed."""
+
+    __slots__ = ("hint", "number", "op", "tries")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.op = -1
+        self.hint: str | None = None
+        self.tries = 0
+
+
+class Op:
+    """One operation of a client."""
+
+    __slots__ = ("began", "client", "done", "index", "key", "lease", "node", "read", "token")
+
+    def __init__(self, client: int, key: int, read: bool, lease: bool, began: int, token: int) -> None:
+        self.client = client
+        self.key = key
+        self.read = read
+        self.lease = lease
+        self.began = began  # what was acknowledged when it was asked
+        self.token = token
+        self.done = False
+        self.index = 0  # committed there
+        self.node = ""
+
+
+class World:
+    """See the module's text. `script`: replay these events instead of drawing them."""
+
+    def __init__(self, settings: Settings, script: list[Event] | None = None, record: bool = False) -> None:
+        self.settings = settings
+        self.rng = random.Random(settings.seed)
+        self.now = 0
+        self.events = 0
+        self.trace = 0
+        self.heap: list[Event] = []
+        self.order = count()
+        self.script = script
+        self.recorded: list[Event] | None = [] if record else None
+        self.sent: dict[tuple[NodeRef, NodeRef, Message], int] = {}  # replay: all that was sent, and in which life
+        self.quiet = False  # the liveness phase: no new faults
+
+        ids = [f"n{n}" for n in range(1, settings.voters + settings.spares + 1)]
+        formed = Membership(0, tuple(member(NodeRef(i, 1), True) for i in ids[: settings.voters]))
+        self.judge = Judge(formed)
+        self.disks: dict[NodeRef, Disk] = {}
+        self.refs: dict[str, NodeRef] = {}
+        self.nodes: dict[str, SimNode | None] = {}
+        self.lives: dict[str, int] = {}
+        self.rates: dict[str, float] = {}
+        self.offsets: dict[str, int] = {}  # wall clocks, ms
+        self.halted: dict[str, str] = {}  # stopped for a reason an operator must see to
+        # What a disk held when it was lost. Its owner never speaks again, so a majority may still count it: whoever is
+        # elected without it needs the others of that majority.
+        self.graves: dict[NodeRef, Disk] = {}
+        self.held: set[str] = set()  # the liveness phase: these stay down or paused
+        self.backups: dict[NodeRef, Disk] = {}
+        self.cuts: dict[tuple[str, str], int] = {}  # directed link -> how many cuts lie on it
+        self.config = self._core_config()
+        self.ids = ids
+        for n, node_id in enumerate(ids):
+            voter = n < settings.voters
+            ref = NodeRef(node_id, 1)
+            self.refs[node_id] = ref
+            self.disks[ref] = Disk(formed if voter else Membership(0, ()))
+            self.nodes[node_id] = None
+            self.lives[node_id] = 0
+            self.rates[node_id] = 1.0 + settings.drift * (2 * self.rng.random() - 1)
+            self.offsets[node_id] = 0
+        self.fates = self._fates()
+        self.fate = 0
+
+        self.history = History(lambda: self.events)
+        self.ops: dict[int, Op] = {}
+        self.next_op = 0
+        self.clients = [Client(n) for n in range(settings.clients)]
+        self.versions: list[list[tuple[int, int]]] = [[] for _ in range(KEYS)]  # per key: (index, op)
+        self.unknown = 0
+
+    def _core_config(self) -> CoreConfig:
+        s = self.settings
+        low, high, beat = (4, 8, 1) if s.hasty else (15, 30, 2)
+        return CoreConfig(
+            heartbeat_ticks=beat,
+            election_ticks_min=low,
+            election_ticks_max=high,
+            inflight_messages_max=s.in_flight,
+            append_bytes_max=self.rng.choice((1, 60, 1 << 20)),
+            read_wait_ticks=40,
+            snapshot_retry_ticks=8,
+        )
+
+    def _fates(self) -> list[tuple[int, ...]]:
+        """What happens to a message: () lost, else the delays of its copies. Drawn once, walked through in a circle."""
+        s, rng = self.settings, self.rng
+        table: list[tuple[int, ...]] = []
+        for _ in range(FATES):
+            copies = 0 if rng.random() < s.drop else 1 + (rng.random() < s.duplicate)
+            table.append(tuple(self._delay() for _ in range(copies)))
+        return table
+
+    def _delay(self) -> int:
+        s, rng = self.settings, self.rng
+        if rng.random() < s.late:
+            return int(s.delay * 100 * rng.random())
+        return int(s.delay * (0.5 + rng.random()))
+
+    def core_seed(self, ref: NodeRef, starts: int) -> int:
+        """The core draws its election timeouts from this."""
+        return (
+            self.settings.seed * 1_000_003 + self.ids.index(ref.id) * 7_919 + ref.incarnation * 104_729 + starts
+        ) & MASK
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def later(self, delay: int, do: Callable[..., None], *args: Any) -> None:
+        """Something will happen. In a replay only the script makes things happen."""
+        if self.script is None:
+            heappush(self.heap, (self.now + delay, next(self.order), do, args))
+
+    def start(self) -> None:
+        """Everything that begins by itself."""
+        for node_id in self.ids:
+            self.later(0, self.do_start, node_id)
+        Faults(self).start()
+        for client in self.clients:
+            self.later(self.spread(500 * MS), self.draw_op, client.number)
+
+    def run(self, events: int) -> None:
+        """Until so many events have happened in all."""
+        heap, recorded = self.heap, self.recorded
+        limit = self.events + events
+        number = self.events
+        while number < limit and heap:
+            self.now, _, do, args = heappop(heap)
+            number += 1
+            self.events = number
+            if recorded is not None and do.__name__.startswith("do_"):
+                recorded.append((self.now, do.__name__, args))
+            do(*args)
+
+    def replay(self) -> None:
+        """The script, event by event."""
+        assert self.script is not None
+        for now, name, args in self.script:
+            self.now = now
+            self.events += 1
+            getattr(self, name)(*args)
+
+    def same(self, node: SimNode, life: int) -> bool:
+        """Was this meant for this life of the node? In a replay lives are not told apart: crashes may have been left
+        out."""
+        return node.life == life or self.script is not None
+
+    def spread(self, mean: int) -> int:
+        return int(self.rng.expovariate(1.0 / mean)) + 1
+
+    def _mark(self, a: int, b: int) -> None:
+        self.trace = (self.trace * 1_000_003 ^ (self.now + a * 31 + b)) & MASK
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def do_start(self, node_id: str) -> None:
+        if self.nodes[node_id] is not None or node_id in self.halted or node_id in self.held:
+            return
+        life = self.lives[node_id] = self.lives[node_id] + 1
+        ref = self.refs[node_id]
+        node = SimNode(self, ref, self.disks[ref], self.config, life, self.rates[node_id])
+        self.nodes[node_id] = node
+        node.turn()
+        self.later(self.rng.randrange(TICK) + 1, self.do_tick, node_id, life)
+
+    def do_tick(self, node_id: str, life: int) -> None:
+        node = self.nodes[node_id]
+        if node is None or not self.same(node, life):
+            return
+        self.later(int(TICK / node.rate), self.do_tick, node_id, life)
+        if not node.paused:
+            node.tick()
+            self.trace = (self.trace * 1_000_003 ^ (self.now + node.commit)) & MASK
+
+    def start_sync(self, node: SimNode) -> bool:
+        """A flush begins. True: it takes time, and `do_sync` ends it."""
+        s = self.settings
+        if not s.sync or self.quiet:
+            return False
+        dice = self.rng.random()
+        span = int(s.sync * (0.5 + dice)) if dice >= s.slow_disk else s.sync * 100
+        self.later(span, self.do_sync, node.id, node.life)
+        return True
+
+    def do_sync(self, node_id: str, life: int) -> None:
+        node = self.nodes[node_id]
+        if node is not None and self.same(node, life) and node.writing is not None:
+            node.synced()
+
+    def do_crash(self, node_id: str, dice: int, power: bool) -> None:
+        node = self.nodes[node_id]
+        if node is None:
+            return
+        self.judge.counts["crashes"] += 1
+        before = node.disk.lost_writes
+        node.disk.crash(random.Random(dice), power)
+        self.judge.counts["lost writes"] += node.disk.lost_writes - before
+        self.nodes[node_id] = None
+
+    def do_blackout(self, dice: int) -> None:
+        """The power of all nodes fails at once."""
+        for n, node_id in enumerate(self.ids):
+            self.do_crash(node_id, dice + n, True)
+
+    def do_pause(self, node_id: str) -> None:
+        node = self.nodes[node_id]
+        if node is not None:
+            node.paused = True
+            self.judge.counts["pauses"] += 1
+
+    def do_resume(self, node_id: str, life: int) -> None:
+        """What has piled up comes first, then the clock is seen to have moved on."""
+        node = self.nodes[node_id]
+        if node is None or not self.same(node, life) or not node.paused or node_id in self.held:
+            return
+        node.paused = False
+        backlog, node.backlog = node.backlog, []
+        for sender, message in backlog:
+            node.receive(sender, message)
+
+    def do_jump(self, node_id: str, by_ms: int) -> None:
+        self.offsets[node_id] += by_ms
+
+    # --- disks ------------------------------------------------------------------------------------------------------
+
+    def do_wipe(self, node_id: str, incarnation: int) -> None:
+        """The data directory is gone; what comes back under this id is somebody else, who knows no cluster yet."""
+        self.do_crash(node_id, 0, True)
+        self.judge.counts["wipes"] += 1
+        self.graves[self.refs[node_id]] = self.disks.pop(self.refs[node_id])
+        ref = self.refs[node_id] = NodeRef(node_id, incarnation)
+        self.disks[ref] = Disk(Membership(0, ()))
+        self.halted.pop(node_id, None)
+
+    def do_damage(self, node_id: str, index: int) -> None:
+        """A bit of this entry's record flips."""
+        log = self.disks[self.refs[node_id]].log
+        if log.first <= index <= log.last:
+            log.damaged.add(index)
+            self.judge.counts["damages"] += 1
+
+    def do_backup(self, node_id: str) -> None:
+        ref = self.refs[node_id]
+        self.backups[ref] = self.disks[ref].copy()
+
+    def do_restore(self, node_id: str) -> None:
+        """Somebody puts the backup back."""
+        self.do_crash(node_id, 0, True)
+        ref = self.refs[node_id]
+        if ref in self.backups:
+            self.graves[ref] = self.disks[ref]
+            self.disks[ref] = self.backups[ref].copy()
+            self.judge.counts["restores"] += 1
+
+    # --- network ----------------------------------------------------------------------------------------------------
+
+    def do_cut(self, pairs: tuple[tuple[str, str], ...]) -> None:
+        self.judge.counts["cuts"] += 1
+        for pair in pairs:
+            self.cuts[pair] = self.cuts.get(pair, 0) + 1
+
+    def do_heal(self, pairs: tuple[tuple[str, str], ...]) -> None:
+        for pair in pairs:
+            left = self.cuts.get(pair, 0) - 1
+            if left > 0:
+                self.cuts[pair] = left
+            else:
+                self.cuts.pop(pair, None)
+
+    def send(self, node: SimNode, envelopes: tuple[Envelope, ...]) -> None:
+        sender, life = node.ref, node.disk.log.starts
+        source = node.id
+        if self.script is not None:
+            for to, message in envelopes:
+                self.sent[sender, to, message] = life
+            return
+        cuts, fates, now, heap, order = self.cuts, self.fates, self.now, self.heap, self.order
+        fate = self.fate
+        for to, message in envelopes:
+            fate = fate + 1 if fate < FATES - 1 else 0
+            if cuts and (source, to.id) in cuts:
+                continue
+            for delay in fates[fate]:
+                heappush(heap, (now + delay, next(order), self.do_deliver, (sender, life, to, message)))
+        self.fate = fate
+
+    def do_deliver(self, sender: NodeRef, life: int, to: NodeRef, message: Message) -> None:
+        node = self.nodes.get(to.id)
+        if node is None or node.ref != to:
+            return
+        if self.script is not None:
+            life = self.sent.get((sender, to, message), 0)
+            if not life:
+                return
+        if node.seen.get(sender) != life and not self.shake_hands(node, sender, life):
+            return
+        if node.paused:
+            if len(node.backlog) < 500:
+                node.backlog.append((sender, message))
+            return
+        node.receive(sender, message)
+        self.trace = (self.trace * 1_000_003 ^ (self.now + node.commit)) & MASK
+
+    def shake_hands(self, node: SimNode, sender: NodeRef, life: int) -> bool:
+        """The first message of a life of a peer: the rule of the handshake decides."""
+        seen = node.seen.get(sender, 0)
+        if life < seen:
+            return False
+        node.seen[sender] = life
+        if seen:
+            node.core.unreachable(sender)
+        return True
+
+    # --- snapshots --------------------------------------------------------------------------------------------------
+
+    def start_snapshot(self, node: SimNode, snapshot: Snapshot) -> None:
+        self.later(self.spread(20 * MS), self.do_snapshot, node.id, node.life, snapshot)
+
+    def do_snapshot(self, node_id: str, life: int, snapshot: Snapshot) -> None:
+        node = self.nodes[node_id]
+        if node is None or not self.same(node, life):
+            return
+        if self.script is not None:
+            if not node.applied:
+                return
+            snapshot = node.make_snapshot()
+        node.snapshot_done(snapshot)
+
+    def start_fetch(self, node: SimNode, meta: SnapshotMeta) -> None:
+        leader = node.core.leader
+        source = leader.id if leader is not None else node.id
+        self.later(self.spread(self.settings.delay * 3), self.do_fetch, node.id, node.life, source, meta)
+
+    def do_fetch(self, node_id: str, life: int, source: str, meta: SnapshotMeta) -> None:
+        """The file has been pulled, or not: its owner is gone, or has swept it, or the link is cut."""
+        node, owner = self.nodes[node_id], self.nodes[source]
+        if node is None or not self.same(node, life):
+            return
+        if self.script is not None and node.fetching is not None:
+            meta = node.fetching
+        if node.fetching != meta:
+            return
+        node.fetching = None
+        snapshot = owner.disk.snapshots.get(meta.name) if owner is not None else None
+        if snapshot is None or snapshot.meta != meta or (source, node_id) in self.cuts:
+            node.core.fetch_failed(meta)
+        else:
+            node.disk.put_snapshot(snapshot)
+            node.fetched(snapshot)
+        node.turn()
+
+    # --- clients ----------------------------------------------------------------------------------------------------
+
+    def draw_op(self, number: int) -> None:
+        """A client begins an operation."""
+        client, s, rng = self.clients[number], self.settings, self.rng
+        op = self.next_op = self.next_op + 1
+        read = rng.random() < s.reads
+        client.tries = 0
+        self.later(0, self.do_op, op, number, rng.randrange(KEYS), read, read and rng.random() < s.leases)
+        self.later(s.patience, self.do_give_up, op)
+        client.op = op
+        self._request(client)
+
+    def noticed(self, ref: NodeRef, backup: Disk) -> bool:
+        return False
+
+    def new_client(self) -> None:
+        self.clients.append(Client(len(self.clients)))
+
+    def do_op(self, op: int, number: int, key: int, read: bool, lease: bool) -> None:
+        token = self.history.invoke((number, self.unknown), key, "read" if read else "write", None if read else op)
+        self.ops[op] = Op(number, key, read, lease, self.judge.acknowledged, token)
+        self.clients[number].op = op
+
+    def _request(self, client: Client) -> None:
+        node_id = client.hint or self.ids[self.rng.randrange(len(self.ids))]
+        client.hint = None
+        client.tries += 1
+        self.later(self.settings.delay, self.do_request, client.op, node_id)
+
+    def do_request(self, op: int, node_id: str) -> None:
+        """An operation arrives at a node."""
+        if op not in self.ops:
+            return
+        node, wanted = self.nodes[node_id], self.ops[op]
+        if node is None or node.paused or wanted.done:
+            return
+        if not wanted.read:
+            if not node.write(op):
+                self.refused(node, op)
+            node.turn()
+            return
+        if wanted.lease and node.lease_read():
+            self.judge.counts["lease reads"] += 1
+            self.served(node, op, "lease")
+            return
+        node.reads[op] = -1
+        node.core.read_index(op)
+        node.turn()
+
+    def refused(self, node: SimNode, op: int) -> None:
+        """The node says: certainly not executed. The client may ask another one."""
+        leader = node.core.leader
+        self.later(self.settings.delay, self.do_retry, op, leader.id if leader is not None else "")
+
+    def do_retry(self, op: int, hint: str) -> None:
+        if op not in self.ops:
+            return
+        wanted = self.ops[op]
+        client = self.clients[wanted.client]
+        if wanted.done or client.op != op:
+            return
+        if client.tries >= 20:
+            self.finish(op)
+            self.history.failed(wanted.token)
+            return
+        client.hint = hint or None
+        if client.tries > 2:
+            self.later(self.spread(100 * MS), self.do_again, op)
+        else:
+            self._request(client)
+
+    def do_again(self, op: int) -> None:
+        if op in self.ops and not self.ops[op].done:
+            self._request(self.clients[self.ops[op].client])
+
+    def do_give_up(self, op: int) -> None:
+        """The client has waited long enough: it will never know."""
+        if op not in self.ops or self.ops[op].done:
+            return
+        self.unknown += 1
+        self.judge.counts["unknown"] += 1
+        self.finish(op)
+        self.history.unknown(self.ops[op].token)
+
+    def finish(self, op: int) -> None:
+        wanted = self.ops[op]
+        wanted.done = True
+        self.later(self.spread(self.settings.think), self.draw_op, wanted.client)
+
+    def wrote(self, node: SimNode, ops: tuple[int, ...]) -> None:
+        """Applied and answered."""
+        for op in ops:
+            self.judge.counts["acknowledged"] += 1
+            if not self.ops[op].done:
+                self.history.ok(self.ops[op].token, None)
+                self.finish(op)
+
+    def read_ready(self, node: SimNode, op: int, index: int) -> None:
+        if op not in node.reads:
+            return
+        if index < 0:
+            del node.reads[op]
+            self.refused(node, op)
+        elif index <= node.applied:
+            del node.reads[op]
+            self.served(node, op, "ReadIndex")
+        else:
+            node.reads[op] = index
+
+    def served(self, node: SimNode, op: int, how: str) -> None:
+        wanted = self.ops[op]
+        self.judge.read(node, wanted.began, node.applied, how)
+        if not wanted.done:
+            self.history.ok(wanted.token, self.value(wanted.key, node.applied))
+            self.finish(op)
+
+    def value(self, key: int, index: int) -> int | None:
+        """What a node that has applied `index` holds under `key`."""
+        for at, op in reversed(self.versions[key]):
+            if at <= index:
+                return op
+        return None
+
+    def committed(self, low: int, high: int) -> None:
+        """The judge saw these entries committed for the first time."""
+        payloads = self.judge.payloads
+        self.judge.counts["commits"] += high - low + 1
+        for index in range(low, high + 1):
+            payload = payloads[index]
+            for at in range(0, len(payload), 4):
+                op = int.from_bytes(payload[at : at + 4], "big")
+                wanted = self.ops[op]
+                if wanted.index:
+                    raise Violation("I19", f"operation {op} is committed at {wanted.index} and again at {index}")
+                wanted.index = index
+                self.versions[wanted.key].append((index, op))
+
+    def judge_history(self) -> None:
+        """I16: what the clients saw."""
+        verdict = check(self.history.all(), Register(), steps_max=400_000, seconds_max=None)
+        if not verdict.good:
+            raise Violation("I16", str(verdict))
+
+    # --- operators --------------------------------------------------------------------------------------------------
+
+    def leader(self) -> SimNode | None:
+        """The leader of the highest term, if it is up."""
+        best: SimNode | None = None
+        for node in self.nodes.values():
+            if node is not None and node.core.role is Role.LEADER and (best is None or node.core.term > best.core.term):
+                best = node
+        return best
+
+    def do_change(self, node_id: str, change: Change) -> None:
+        node = self.nodes[node_id]
+        if node is not None and not node.paused and (node.writing is None or node.overlap):
+            node.change(change)
+
+    def do_transfer(self, node_id: str, target: str | None) -> None:
+        node = self.nodes[node_id]
+        if node is not None and not node.paused:
+            node.transfer(target)
