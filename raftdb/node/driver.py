@@ -35,8 +35,9 @@ import lmdb
 from raftdb import clock
 from raftdb.config import MIB
 from raftdb.consensus import membership
-from raftdb.errors import Bug, DiskFull, RaftdbError, StorageError
-from raftdb.node.pending import LEADERSHIP_LOST, NO_LEADER, STOPPING, Batch, Pending, Ticket
+from raftdb.consensus.core import Busy, NotLeader
+from raftdb.errors import Bug, DiskFull, EntryDamaged, RaftdbError, StorageError
+from raftdb.node.pending import LEADERSHIP_LOST, NO_LEADER, STOPPING, TOO_BUSY, Batch, Pending, Ticket
 from raftdb.types import Entry, Kind, Proposal, Role, SnapshotMeta
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ CONTROL_TURN_S: Final = 0.05  # a long apply lets the peers in this often
 REPLIES_PER_LOOK: Final = 32  # client replies sent before the peers are looked at again
 ENTRY_BYTES_MAX: Final = 8 * MIB  # commands gathered into one entry; one ticket alone may be larger
 ENTRY_COMMANDS_MAX: Final = 20_000
+WAITING_BYTES_MAX: Final = 64 * MIB  # of commands that wait for their entry, or for a leader
 APPLY_ENTRIES_MAX: Final = 256  # entries applied in one transaction of the data
 APPLY_BYTES_MAX: Final = 16 * MIB
 DISK_RETRY_S: Final = 1.0
@@ -126,10 +128,10 @@ class Driver:
         self._next_housekeeping_s = 0.0
         self._no_room_until_s = 0.0
         self._applying = False
+        self._waiting_bytes = 0
         self._flushed_us = 0  # sum over all flushes
         self._last_stamp = self.log.stamp(self.log.last)
         self._rounds: dict[int, tuple[float, float]] = {}  # heartbeat round -> when it was sent (monotonic, boottime)
-        self._first_of_term = 0  # leader: index of the first entry of its term
         self._on_end: Callable[[], None] = _nothing
         self.thread: threading.Thread | None = None
 
@@ -175,7 +177,7 @@ class Driver:
     def ready_to_serve(self) -> bool:
         """A leader is known; if it is this node, it has applied the first entry of its term. Any thread."""
         if self.core.role is Role.LEADER:
-            return 0 < self._first_of_term <= self.applied
+            return 0 < self.core.noop_index <= self.applied
         return self.core.leader is not None
 
     @property
@@ -200,6 +202,7 @@ class Driver:
         """Turns until stop() or until something makes it impossible to go on."""
         self.thread = threading.current_thread()
         try:
+            self.data.claim()
             self._next_tick_s = clock.monotonic() + self.config.tick_ms / 1000
             while not self.stopping:
                 self.turn()
@@ -262,7 +265,9 @@ class Driver:
 
     def _expire_waiting(self, before_s: float) -> None:
         while self.waiting and self.waiting[0].since_s < before_s:
-            self.waiting.popleft().fail(NO_LEADER)
+            ticket = self.waiting.popleft()
+            self._waiting_bytes -= ticket.size_bytes
+            ticket.fail(NO_LEADER)
 
     def _look_at_peers(self) -> None:
         """Between client replies: what the peers have to say does not wait."""
@@ -273,13 +278,32 @@ class Driver:
 
     def _propose(self, now_s: float) -> None:
         while self.inbox:
-            self.waiting.append(self.inbox.popleft())
+            self._wait(self.inbox.popleft())
         if not self.waiting or len(self.pending) >= self.in_flight_max or self.core.role is not Role.LEADER:
             return
         tickets = self._gather()
         items = [item for ticket in tickets for item in ticket.items]
         writes = items if all(t.writes is t.items for t in tickets) else [w for t in tickets for w in t.writes]
-        self.propose(Kind.COMMANDS, self.machine.encode(writes), Batch(self.core.term, tickets, items, now_s))
+        try:
+            self.propose(Kind.COMMANDS, self.machine.encode(writes), Batch(self.core.term, tickets, items, now_s))
+        except (
+            NotLeader,
+            Busy,
+        ):  # leadership is being handed over: nothing was appended, they wait for the next leader
+            self.wait_again(tickets)
+
+    def wait_again(self, tickets: list[Ticket]) -> None:
+        """These were certainly not executed: back to the front, in their order."""
+        self.waiting.extendleft(reversed(tickets))
+        self._waiting_bytes += sum(ticket.size_bytes for ticket in tickets)
+
+    def _wait(self, ticket: Ticket) -> None:
+        """Into the queue, whose bytes are bounded: what comes beyond is refused, which is not executing it."""
+        if self._waiting_bytes + ticket.size_bytes > WAITING_BYTES_MAX and self.waiting:
+            ticket.fail(TOO_BUSY)
+            return
+        self._waiting_bytes += ticket.size_bytes
+        self.waiting.append(ticket)
 
     def _gather(self) -> list[Ticket]:
         """Whole tickets, from the front, up to the bounds of an entry."""
@@ -292,6 +316,7 @@ class Driver:
             size_bytes += ticket.size_bytes
             commands += len(ticket.items)
             tickets.append(self.waiting.popleft())
+        self._waiting_bytes -= size_bytes
         return tickets
 
     def propose(self, kind: int, payload: bytes, batch: Batch | None) -> int:
@@ -352,13 +377,15 @@ class Driver:
         if persist is None:
             return
         start_s = clock.monotonic()
-        self.log.commit(persist)
+        self.loop.leave()
+        try:
+            self.log.commit(persist)
+        finally:
+            self.loop.enter()
         self._count_flush(start_s)
         for entry in persist.entries:
             self.recent[entry.index] = entry
             self.log_bytes_since_snapshot += len(entry.payload)
-            if entry.kind == Kind.NOOP:
-                self._first_of_term = entry.index
 
     def _count_flush(self, start_s: float) -> None:
         took_us = int((clock.monotonic() - start_s) * 1e6)
@@ -388,7 +415,7 @@ class Driver:
         sent = self._rounds.get(confirmed_round)
         if sent is not None:
             self.reads.confirmed(sent[0])
-        if lease_round and lease_round in self._rounds and self._first_of_term <= self.applied:
+        if lease_round in self._rounds:
             self.reads.lease_from(self._rounds[lease_round][1], self.config.lease_ms)
         self._rounds = {number: at for number, at in self._rounds.items() if number > confirmed_round}
 
@@ -403,6 +430,9 @@ class Driver:
             self._apply_some()
         except DiskFull as error:
             self._no_room(error)
+            return False
+        except EntryDamaged as error:
+            self._damaged(error)
             return False
         finally:
             self._applying = False
@@ -461,7 +491,7 @@ class Driver:
 
     def _leads_alone(self) -> bool:
         """Then this node is its own quorum, and what it has applied is all that was ever acknowledged."""
-        if self.core.role is not Role.LEADER or not 0 < self._first_of_term <= self.applied:
+        if self.core.role is not Role.LEADER or not 0 < self.core.noop_index <= self.applied:
             return False
         voters = self.log.membership.voters
         return len(voters) == 1 and voters[0].ref == self.core.me
@@ -477,11 +507,18 @@ class Driver:
     def _control_turn(self, now_s: float) -> None:
         """Heartbeats, votes, ticks; no proposals, no apply (`_applying` is set)."""
         self.turn_started_s = now_s
-        self.loop.poll(0.0)
+        self.loop.poll_registered()
         if now_s >= self._next_tick_s:
             self._tick(now_s)
         self._drain_core()
-        self.loop.flush(REPLIES_PER_LOOK)
+
+    def _damaged(self, error: EntryDamaged) -> None:
+        """A member waits until the leader has sent the entry again; who has nobody to ask stops."""
+        if self.core.is_sole_voter():
+            raise error
+        log.error("%s: asking the other members for it", error)
+        self.core.quarantine(error.index)
+        self.commit = min(self.commit, error.index - 1)
 
     def _no_room(self, error: DiskFull) -> None:
         """The data has no room. Committed entries stay in the log; apply is tried again in a second."""

@@ -237,6 +237,7 @@ class Node:
         if hasattr(self, "housekeeper"):
             self.housekeeper.stop()
         self.events.stop(CALLBACK_WAIT_S)
+        self.data.claim()
         self.data.close(clean=self.failure is None)
         self._ended.set()
 

@@ -39,12 +39,13 @@ LEADERSHIP_LOST: Final = Uncertain("UNCERTAIN leadership was lost; the command m
 class Ticket:
     """Some commands of one connection. `items` holds them all, `writes` those that go into the log."""
 
-    __slots__ = ("_unclaimed", "conn", "items", "protocol", "since_s", "size_bytes", "writes")
+    __slots__ = ("_unclaimed", "conn", "items", "protocol", "run", "since_s", "size_bytes", "writes")
 
     def __init__(
         self, conn: Connection, protocol: int, items: list[Any], writes: list[Any], size_bytes: int, since_s: float
     ) -> None:
         self.conn = conn
+        self.run = 0 if conn is None else conn.ticket  # the loop's number of the commands that were handed over
         self.protocol = protocol  # as of the time the commands were read
         self.items = items
         self.writes = writes  # the same list when all are writes
@@ -65,6 +66,12 @@ class Ticket:
         if self.claim():
             self.conn.session.written_index = index
             self.conn.queue(encode_many(replies, self.protocol), len(replies))
+
+    def answer_encoded(self, data: bytes, index: int) -> None:
+        """The answers as the leader has encoded them. Driver only."""
+        if self.claim():
+            self.conn.session.written_index = index
+            self.conn.queue(data, len(self.items))
 
     def fail(self, error: CommandError) -> None:
         """The same error for each command. Driver only."""
@@ -92,8 +99,15 @@ class Pending:
         return len(self._batches)
 
     def add(self, index: int, batch: Batch) -> None:
-        """A batch proposed at `index`. An older one there was overwritten and can never be executed."""
-        self._overwritten(self._batches.pop(index, None))
+        """A batch proposed at `index`.
+
+        An older one of ours that stood there was truncated here, yet another node may still hold it and get it
+        committed: its outcome is unknown. Only a *committed* entry of another term in its place is proof, see settled().
+        """
+        older = self._batches.pop(index, None)
+        if older is not None:
+            for ticket in older.tickets:
+                ticket.fail(LEADERSHIP_LOST)
         self._batches[index] = batch
 
     def get(self, index: int, term: int) -> Batch | None:
@@ -105,7 +119,8 @@ class Pending:
         """Entry (index, term) has been applied: forget its batch; with another term ours was overwritten."""
         batch = self._batches.pop(index, None)
         if batch is not None and batch.term != term:
-            self._overwritten(batch)
+            for ticket in batch.tickets:
+                ticket.fail(OVERWRITTEN)
 
     def skipped(self, index: int) -> None:
         """A snapshot replaced the log up to `index`: what became of the batches below it cannot be told."""
@@ -130,9 +145,3 @@ class Pending:
     def copies(self) -> list[Batch]:
         """For the watchdog, from another thread."""
         return list(self._batches.values())
-
-    @staticmethod
-    def _overwritten(batch: Batch | None) -> None:
-        if batch is not None:
-            for ticket in batch.tickets:
-                ticket.fail(OVERWRITTEN)
