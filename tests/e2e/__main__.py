@@ -1,0 +1,118 @@
+"""Fault sets on real processes, from the command line.
+
+    python -m tests.e2e ci --minutes 5             six fault sets of 20 s, chosen by the commit
+    python -m tests.e2e campaign --minutes 120     all fault sets in turn, 60 s each; each run a line in ledger.jsonl
+    python -m tests.e2e run NAME --seed 7          one run, its directory kept
+    python -m tests.e2e list
+
+Exit code 1 when a run was not clean; its logs and data then stay where the message says.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from tests.e2e.nemesis import FAULT_SETS, Report, run_faults
+
+LEDGER = Path(__file__).with_name("ledger.jsonl")
+CI_RUNS = 6
+CI_SECONDS = 20.0
+CAMPAIGN_SECONDS = 60.0
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def one_run(name: str, seconds: float, seed: int) -> Report:
+    directory = Path(tempfile.mkdtemp(prefix=f"raftdb-{name}-"))
+    report = run_faults(name, directory / "cluster", seconds, seed)
+    if report.verdict == "clean":
+        shutil.rmtree(directory, ignore_errors=True)
+    else:
+        click.echo(f"{name} seed {seed}: {report.verdict}\nlogs and data: {directory}")
+        click.echo(f"again: python -m tests.e2e run {name} --seed {seed} --seconds {seconds:g}")
+    click.echo(
+        f"{name}: {'clean' if report.verdict == 'clean' else 'NOT CLEAN'}; {report.injected} faults, {report.ok} ok, "
+        f"{report.refused} refused, {report.unknown} unknown, longest gap {report.longest_gap_s} s, {report.seconds} s"
+    )
+    return report
+
+
+def end(reports: list[Report]) -> None:
+    bad = sum(r.verdict != "clean" for r in reports)
+    click.echo(f"{len(reports) - bad} passed, {bad} failed")
+    raise SystemExit(1 if bad else 0)
+
+
+@click.group()
+def main() -> None:
+    """Fault sets on real processes."""
+
+
+@main.command("list")
+def show() -> None:
+    for name, (faults, nodes, flags) in FAULT_SETS.items():
+        click.echo(f"{name:24} {nodes} nodes  {faults.__name__} {' '.join(flags)}")
+
+
+@main.command()
+@click.option("--minutes", default=5.0, help="No new run is started when less than a run's time is left.")
+@click.option("--seed", default=None, type=int, help="Instead of the one drawn from the commit.")
+def ci(minutes: float, seed: int | None) -> None:
+    """The share of the continuous integration: six sets, rotating by commit."""
+    deadline = time.monotonic() + 60 * minutes
+    number = int(commit(), 16) if seed is None and commit() != "unknown" else (seed or 0)
+    names = list(FAULT_SETS)
+    start = number % len(names)
+    chosen = [names[(start + 4 * n) % len(names)] for n in range(CI_RUNS)]
+    reports: list[Report] = []
+    for name in chosen:
+        if reports and time.monotonic() + 2.5 * CI_SECONDS > deadline:
+            click.echo(f"{name}: left out, the time is over")
+            continue
+        reports.append(one_run(name, CI_SECONDS, number % 1_000_003))
+    end(reports)
+
+
+@main.command()
+@click.option("--minutes", default=60.0)
+@click.option("--seconds", default=CAMPAIGN_SECONDS, help="Of faults per run.")
+@click.option("--only", multiple=True, help="Names of fault sets.")
+@click.option("--seed", default=None, type=int)
+def campaign(minutes: float, seconds: float, only: tuple[str, ...], seed: int | None) -> None:
+    """Runs for as long as it is told, and writes the ledger."""
+    deadline = time.monotonic() + 60 * minutes
+    reports: list[Report] = []
+    number = seed if seed is not None else int(time.time())
+    names = list(only or FAULT_SETS)
+    while time.monotonic() < deadline:
+        report = one_run(names[len(reports) % len(names)], seconds, number + len(reports))
+        reports.append(report)
+        row = {"commit": commit(), "time": datetime.now(UTC).isoformat(timespec="seconds"), **report._asdict()}
+        row["verdict"] = report.verdict.splitlines()[0][:200]
+        with LEDGER.open("a") as ledger:
+            ledger.write(json.dumps(row) + "\n")
+    end(reports)
+
+
+@main.command()
+@click.argument("name", type=click.Choice(list(FAULT_SETS)))
+@click.option("--seed", default=1)
+@click.option("--seconds", default=CI_SECONDS)
+def run(name: str, seed: int, seconds: float) -> None:
+    """One run."""
+    end([one_run(name, seconds, seed)])
+
+
+if __name__ == "__main__":
+    main()
