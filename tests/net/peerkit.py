@@ -9,6 +9,7 @@ from typing import Any
 
 from raftdb.net.handshake import cluster_key
 from raftdb.net.peers import PeerConfig, PeerNet, Refusal
+from raftdb.net.transport import Endpoint
 from raftdb.net.wire import Identity
 from raftdb.types import NodeRef
 
@@ -113,6 +114,8 @@ class Node:
         key: bytes = KEY,
         config: PeerConfig = QUICK,
         dial_from: str = "",
+        host: str = "127.0.0.1",
+        port: int = 0,
         **changes: Any,
     ) -> None:
         self.fake = FakeNode()
@@ -120,8 +123,7 @@ class Node:
         self.ref = self.identity.ref
         self.net = PeerNet(poller, self.fake, self.identity, key, config=config, dial_from=dial_from)
         self.fake.net = self.net
-        host, port = self.net.listen("127.0.0.1", 0)
-        self.address = f"{host}:{port}"
+        self.address = str(Endpoint(*self.net.listen(host, port)))
         self.identity = self.identity._replace(peer_addr=self.address)
         self.net.set_identity(self.identity)
 
