@@ -1,6 +1,6 @@
 """Whom to talk to: what a node's own memory says about a peer that greets it.
 
-Cluster id and protocol version are compared before (net); here is what only the core can know. `starts` counts the lives
+Cluster id and protocol version are compared before (net); here is what only the core can know. `starts` counts lives
 of a data directory: a peer that shows fewer than were seen has gone back in time. The leader of the peer's own term
 knows how much of its log that peer has acknowledged: a peer that shows less has lost what others count on.
 The starts that were seen need to live in memory only: they are a second net, below identity and incarnation.

@@ -1,8 +1,8 @@
 """Stamps: the time that the leader writes into entries, so that no replica ever looks at a clock while it applies.
 
 Stamps never fall. They follow a *target*: the lower median of the wall clocks of a quorum of voters, so that one wrong
-clock moves nothing, and a leader elected with a wrong clock does not either. The clocks of the others ride in heartbeats
-(`HeartbeatReply.wall_ms`), and are carried on by the own monotonic clock until the next one arrives.
+clock moves nothing, and a leader elected with a wrong clock does not either. The clocks of the others ride in
+heartbeats (`HeartbeatReply.wall_ms`), and are carried on by the own monotonic clock until the next one arrives.
 
     behind the target      step to it
     ahead of it            go on at half the speed of the own monotonic clock: never back, never still

@@ -133,7 +133,12 @@ class Disk:
         """Drop the entries below `first`."""
         base = self._entry(first - 1)
         del self.log[: first - self.first]
-        self.base_index, self.base_term, self.base_chain, self.base_stamp = base.index, base.term, base.chain, base.stamp
+        self.base_index, self.base_term, self.base_chain, self.base_stamp = (
+            base.index,
+            base.term,
+            base.chain,
+            base.stamp,
+        )
 
     @property
     def stamp(self) -> int:
