@@ -223,6 +223,7 @@ class Batch(Txn):
         """Returns the former head."""
         heads = self._heads
         old = heads.get(key, _MISSING)
+        former: Head | None
         if old is not _MISSING:
             former = old
         elif key in self._base:

@@ -198,7 +198,7 @@ class KvStore:
 
     def close(self, clean: bool) -> None:
         """clean: flush and write `clean` into kv.state. Raises StorageError."""
-        if clean and self._state_path is not None and self._marked_dirty:
+        if clean and self._state_path is not None and kvstate.read(self._state_path) != kvstate.CLEAN:
             self.sync()
             kvstate.write(self._state_path, kvstate.CLEAN)
         self._environment.close()

@@ -20,6 +20,7 @@ from raftdb.storage.txn import MEMBERSHIP_NAME, SPACES, STATE_NAME, State, encod
 
 if TYPE_CHECKING:
     from raftdb.storage.snapshot import Header
+    from raftdb.types import Membership
 
 BATCH_BYTES: Final = 16 << 20
 
@@ -96,7 +97,7 @@ class Loader:
         self._environment.commit(transaction)
         self._pending_bytes = 0
 
-    def finish(self) -> None:
+    def finish(self, membership: Membership) -> None:
         """Write what is pending and the state, compare the counts, flush. Raises Damaged, DiskFull, StorageError."""
         header = self._header
         if tuple(self._keys) != header.keys or tuple(self._expiring) != header.expiring:
@@ -106,7 +107,7 @@ class Loader:
             *(header.next_collection, header.next_keyspace, self._keyspaces, header.keys, header.expiring),
         )
         self._put(META, STATE_NAME, encode_state(state))
-        self._put(META, MEMBERSHIP_NAME, codec.pack(codec.membership_document(header.membership)))
+        self._put(META, MEMBERSHIP_NAME, codec.pack(codec.membership_document(membership)))
         self._write()
         with_entries = self._environment.reader()
         try:

@@ -536,10 +536,13 @@ def check_received(path: Path) -> bytes:
 # --- loading --------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path, kv_path: Path, *, map_size_bytes: int | None = None) -> SnapshotMeta:
+def load(
+    path: Path, kv_path: Path, *, map_size_bytes: int | None = None, membership: Membership | None = None
+) -> SnapshotMeta:
     """Build a new kv environment at `kv_path`, which must not exist, from a file; synced when this returns.
 
-    Raises Damaged, UsageError, DiskFull, StorageError; nothing is left at kv_path then.
+    `membership`: in place of the file's. Raises Damaged, UsageError, DiskFull, StorageError; nothing is left at
+    kv_path then.
     """
     from raftdb.storage.loader import Loader
 
@@ -551,7 +554,7 @@ def load(path: Path, kv_path: Path, *, map_size_bytes: int | None = None) -> Sna
             try:
                 for row in reader.raw_rows():
                     loader.add(row)
-                loader.finish()
+                loader.finish(reader.header.membership if membership is None else membership)
             finally:
                 loader.close()
             return reader.meta()
