@@ -329,6 +329,8 @@ class Core(State):
 
     def snapshot_available(self, meta: SnapshotMeta) -> None:
         """A newer durable snapshot may be offered to followers."""
+        if self.snapshot is not None and meta.index < self.snapshot.index:
+            return
         self.snapshot = meta
         if self.role is Role.LEADER:
             for peer in self.others:
@@ -430,8 +432,10 @@ class Core(State):
     def _settle(self, persist: Persist) -> None:
         """What the disk now holds may be counted: own entries, the own vote, an installed snapshot."""
         self.log.settled()
-        if persist.install is not None and persist.install.index > self.applied:
-            self.applied = persist.install.index
+        if persist.install is not None:
+            self.applied = max(self.applied, persist.install.index)
+            if self.snapshot is None or self.snapshot.index < persist.install.index:
+                self.snapshot = persist.install  # the newest durable file of this node
         if self.role is Role.LEADER:
             own = self.own
             own.match = self.log.durable

@@ -9,8 +9,8 @@ The danger is two clusters where one is meant, or one that is formed anew over t
 - A node of the list that has not answered may hold the data of years: nothing is formed until **every** listed node has
   answered "I have no data". A DNS name says nothing about who is missing, so it forms only with `--expect N` and
   exactly N distinct nodes; without it, it can only join.
-- Every one of them must report that it has met the same nodes, (id, incarnation) each, and that its own list is complete.
-  So A and B, who see {A, B}, and C, D, E, who see {C, D, E}, form nothing where five are expected.
+- Every one of them must report that it has met the same nodes, (id, incarnation) each, and that its own list is
+  complete. So A and B, who see {A, B}, and C, D, E, who see {C, D, E}, form nothing where five are expected.
 - One node proposes: the one with the smallest id. It accepts its own plan durably before it sends it; everybody durably
   accepts one plan, once. Whoever accepted is formed, may elect with a majority of the plan, and hands the plan to the
   rest. What -e calls the nodes changes nothing: a node has the id that it says itself.
@@ -183,9 +183,11 @@ class Forming:
             (one, at_one), (two, at_two) = sorted(clusters.items())[:2]
             return Stop(f"the list names two clusters: {one} at {at_one} and {two} at {at_two}")
         blank = self._blank()
-        for first, second in zip(blank, blank[1:], strict=False):
-            if first.id == second.id:
-                return Stop(f"two nodes call themselves {first.id}: {first.peer_addr} and {second.peer_addr}")
+        at: dict[str, str] = {}
+        for member in blank:
+            if member.id in at:
+                return Stop(f"two nodes call themselves {member.id}: {at[member.id]} and {member.peer_addr}")
+            at[member.id] = member.peer_addr
         return None
 
     def _join(self) -> Join | Stop | None:

@@ -18,6 +18,7 @@ Reads are O(1) except `first_index_of_term`, which bisects.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 from raftdb.errors import Bug, EntryDamaged
@@ -106,10 +107,10 @@ class RaftLog:
         self.last_term = self._guarded(view.term, self.last)
         self.last_chain = self._guarded(view.chain, self.last)
 
-    def _guarded(self, read: object, index: int) -> int:
+    def _guarded(self, read: Callable[[int], int], index: int) -> int:
         """`term` or `chain` of an entry whose record may be damaged: then it is a hole and the answer is 0."""
         try:
-            return read(index)  # type: ignore[operator, no-any-return]
+            return read(index)
         except EntryDamaged as damage:
             self.holes.add(damage.index)
             return 0
@@ -140,13 +141,15 @@ class RaftLog:
         if index == self.last:
             return self.last_term
         if index >= self.offset:
-            if index > self.last:
+            if index - self.offset >= len(self.unstable):
                 raise Bug(f"term of entry {index} after the last one, {self.last}")
             return self.unstable[index - self.offset].term
         if index == self.base_index:
             return self.base_term
         if index < self.first - 1:
             raise Bug(f"term of entry {index} before the base {self.first - 1}")
+        if self.healing and index in self.healing:
+            return self.healing[index].term
         return self.view.term(index)
 
     def chain(self, index: int) -> int:
@@ -157,6 +160,8 @@ class RaftLog:
             return self.unstable[index - self.offset].chain
         if index == self.base_index:
             return self.base_chain
+        if self.healing and index in self.healing:
+            return self.healing[index].chain
         return self.view.chain(index)
 
     def has(self, index: int, term: int) -> bool:
@@ -246,13 +251,7 @@ class RaftLog:
 
     def _set_last(self, index: int) -> None:
         self.last = -1  # so that term() and chain() do not answer from the cache
-        if index == self.base_index:
-            term, chain = self.base_term, self.base_chain
-        elif index >= self.offset:
-            entry = self.unstable[index - self.offset]
-            term, chain = entry.term, entry.chain
-        else:
-            term, chain = self._guarded(self.view.term, index), self._guarded(self.view.chain, index)
+        term, chain = self._guarded(self.term, index), self._guarded(self.chain, index)
         self.last, self.last_term, self.last_chain = index, term, chain
 
     def heal(self, entry: Entry) -> None:
@@ -260,6 +259,8 @@ class RaftLog:
         if entry.index not in self.holes:
             raise Bug(f"entry {entry.index} is not damaged")
         self.healing[entry.index] = entry
+        if entry.index == self.last:
+            self.last_term, self.last_chain, self.last_stamp = entry.term, entry.chain, entry.stamp
 
     def suffix_fits(self, meta: SnapshotMeta) -> bool | None:
         """Whether the entries after meta.index follow on the snapshot (I14); None: there are some, it cannot be told.

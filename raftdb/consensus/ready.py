@@ -5,6 +5,10 @@
     log.commit(ready.persist)                                                               (one synced transaction)
     released = core.persisted(ready)
     send released.send;  answer released.reads;  apply up to released.commit;  core.applied_to(...)
+    once per turn: make a snapshot when core.snapshot_wanted, then core.snapshot_available(meta)
+
+Repeat from the top until `ready()` is None. After a Persist with `install` the state machine is replaced by that
+snapshot before anything above it is applied.
 
 What may leave only after the disk is not in `Ready` at all: votes, acknowledgements, vote requests appear in
 `Released`, and there is no `Released` without `persisted(ready)`. At most one Ready with a second stage is open;
