@@ -180,7 +180,7 @@ class Link:
     def name(self) -> str:
         """For log lines: escaped, since nobody has proven it before the seal."""
         if self.peer is not None:
-            return f"{self.peer.id} ({self.where})"
+            return f"{self.peer.id if self.peer.id.isprintable() else repr(self.peer.id)} ({self.where})"
         claimed = self.handshake.peer
         return f"{claimed.node_id!r} ({self.where})" if claimed is not None else self.where
 
@@ -342,13 +342,13 @@ class Link:
             self.owner.link_contact(self)
 
     def _take(self, code: int, message: Any) -> None:
+        if self.stage is not Stage.UP and type(message) not in _BEFORE_UP:
+            raise PeerError(f"{TYPES[code].cls.__name__} before both sides have accepted")
         own = _ABOUT_THE_LINK.get(type(message))
         if own is not None:
             own(self, message)
-        elif self.stage is Stage.UP:
-            self.owner.link_message(self, message)
         else:
-            raise PeerError(f"{TYPES[code].cls.__name__} before both sides have accepted")
+            self.owner.link_message(self, message)
 
     def _on_identity(self, identity: Identity) -> None:
         if self.peer is not None:
@@ -367,12 +367,14 @@ class Link:
         self.flush()
 
     def _again(self, identity: Identity) -> None:
+        """Only what is up is judged again, so nothing unjudged can come in this way."""
         assert self.peer is not None
+        if self.stage is not Stage.UP:
+            raise PeerError("Identity out of turn")
         if (identity.ref, identity.starts, identity.life) != (self.peer.ref, self.peer.starts, self.peer.life):
             raise PeerError("became another node on one connection")
         self.peer = identity
-        if self.stage is Stage.UP:
-            self.owner.link_identity(self, identity)
+        self.owner.link_identity(self, identity)
 
     def _on_accept(self, message: Accept) -> None:
         if self.peer is None or self.stage is Stage.UP:
@@ -484,6 +486,7 @@ def _why(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+_BEFORE_UP: Final = frozenset({Identity, Accept, Refuse})
 _ABOUT_THE_LINK: Final[dict[type, Callable[[Link, Any], None]]] = {
     Identity: Link._on_identity,
     Accept: Link._on_accept,
