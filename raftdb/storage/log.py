@@ -226,6 +226,14 @@ class Log:
             raise
         return log
 
+    def refresh(self) -> None:
+        """Read again what another process has committed (read-only logs: `log --follow`). Raises Damaged."""
+        self._cut(self.last + 1)
+        self._cache.clear()
+        self._cache_bytes = 0
+        self._adopt(_read_checked_meta(self._environment))
+        self._cache_first = self.last + 1
+
     def claim(self) -> None:
         """This thread writes from now on."""
         self._environment.claim()
