@@ -164,7 +164,8 @@ class Proxy:
         async def start() -> tuple[str, int]:
             async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 name = source if classify is None else classify(writer.get_extra_info("peername")[0])
-                await self._accepted(name, target, address, reader, writer)
+                with contextlib.suppress(asyncio.CancelledError):  # by close()
+                    await self._accepted(name, target, address, reader, writer)
 
             server = await asyncio.start_server(accepted, host, port, limit=READ_BYTES)
             self._servers.append(server)
@@ -331,9 +332,9 @@ class _Relay:
             piece = data[start : start + size]
             while link.held:
                 await asyncio.sleep(POLL_S)
+            link.passed_bytes += len(piece)  # before: who has received them must find them counted
             writer.write(piece)
             await writer.drain()
-            link.passed_bytes += len(piece)
             if link.bytes_per_s:
                 await asyncio.sleep(len(piece) / link.bytes_per_s)
             elif link.write_bytes:
