@@ -125,6 +125,7 @@ class Connection:
         "_drained_bytes",
         "_events",
         "_feed",
+        "_finishing",
         "_last_words",
         "_parked",
         "_pauses",
@@ -165,7 +166,7 @@ class Connection:
         self.closing = False  # close when everything is answered and sent
         self.doomed = False  # close at the next safe point; nothing is queued any more
         self.closed = False
-        self._recv = sock.recv
+        self._recv: Callable[[int], bytes] = sock.recv
         self._send = sock.send
         self._feed = self.parser.feed
         self._dead_tickets = -1  # runs up to this one are answered for
@@ -174,6 +175,7 @@ class Connection:
         self._events = 0
         self._settle = False  # look again when the last answer is queued, even with no backlog
         self._last_words = b""
+        self._finishing = False  # finish(): commands that wait are dropped
         self._pending_bytes = 0  # of the parser, as counted by the loop
         self._drained_bytes = -1  # >= 0: shut down for writing, input is thrown away
 
@@ -280,6 +282,11 @@ class Connection:
     def kill(self) -> None:
         """[any] Close now, whatever is due (CLIENT KILL, time-outs)."""
         self.loop.post(lambda: self.loop.doom(self, "killed"))
+
+
+def _nothing_more(_size: int) -> bytes:
+    """recv() of a doomed connection."""
+    raise BlockingIOError
 
 
 Mail = tuple[Any, Any, int, int | None]
@@ -556,7 +563,7 @@ class Loop:
             if taken is not None and taken < count:
                 conn.outstanding -= count - taken
                 conn._parked = not taken and not conn.outstanding
-                if not conn.closing:
+                if not conn._finishing:
                     conn.backlog = argvs[taken:] + conn.backlog
                 count = taken
             self.commands += count
@@ -591,13 +598,15 @@ class Loop:
     def _unfinished(self, conn: Connection, received: int) -> None:
         """What remains after a feed: an error, half a command, or commands that wait."""
         parser = conn.parser
+        if conn.doomed or conn.closed:
+            return
         if parser.error is not None:
             self._protocol_error(conn)
             return
         pending = parser.pending_bytes
         self.pending_bytes += pending - conn._pending_bytes
         conn._pending_bytes = pending
-        if self.pending_bytes > self.limits.input_total_bytes_max:
+        while self.pending_bytes > self.limits.input_total_bytes_max:
             largest = max(self.connections.values(), key=lambda each: each._pending_bytes)
             self.doom(largest, "query buffers of all clients over their limit")
         if conn.backlog:
@@ -790,8 +799,9 @@ class Loop:
 
     def finish(self, conn: Connection) -> None:
         """Take no more commands from this client; close it when it has got what it is owed."""
-        if conn.closed or conn._pauses & _ENDED:
+        if conn.closed or conn._finishing:
             return
+        conn._finishing = True
         conn.backlog = []
         conn._settle = True
         self.pause(conn, _ENDED)
@@ -828,7 +838,8 @@ class Loop:
         if conn.closed or conn.doomed:
             return
         conn.doomed = True
-        self._forget_output(conn)
+        conn._recv = _nothing_more
+        self._forget(conn)
         self._doomed.append((conn, reason))
 
     def _bury(self) -> None:
@@ -839,7 +850,9 @@ class Loop:
                 log.warning("client %s: %s; closed", conn.session.address, reason)
             self.close_connection(conn, reason)
 
-    def _forget_output(self, conn: Connection) -> None:
+    def _forget(self, conn: Connection) -> None:
+        self.pending_bytes -= conn._pending_bytes
+        conn._pending_bytes = 0
         self.out_bytes -= conn.out_bytes
         conn.out_bytes = 0
         conn.out = []
@@ -849,8 +862,7 @@ class Loop:
         if conn.closed:
             return
         conn.closed = True
-        self._forget_output(conn)
-        self.pending_bytes -= conn._pending_bytes
+        self._forget(conn)
         conn.backlog = []
         self._epoll.unregister(conn.fd)
         del self.connections[conn.fd]

@@ -68,7 +68,7 @@ _CR: Final = 0x0D
 _LF: Final = 0x0A
 _HEADER_BYTES_MAX: Final = 32  # of a count or a length, with its first byte and CRLF
 _number: Final = re.compile(rb"0|[1-9][0-9]{0,18}").fullmatch
-_blank_lines: Final = re.compile(rb"(?:\r?\n)*").match
+_blank_lines: Final = re.compile(rb"(?:\r?\n)*+").match
 _SPACE: Final = b" \t\n\v\f\r"
 
 _LENGTHS: Final = [b"$%d" % n for n in range(4096)]

@@ -22,6 +22,7 @@ from raftdb.net.resp import (
     split_words,
 )
 from raftdb.types import NULL_ARRAY, OK, Encoded, Pairs, Push, ReplySet, Verbatim
+from tests.fuzz.resp import fuzz
 from tests.net.respkit import arguments, command, commands, reference, run, streams
 
 SMALL = Limits(args_max=8, bulk_bytes_max=24, inline_bytes_max=20, query_bytes_max=1000)
@@ -353,3 +354,9 @@ def test_hiredis_reads_back_what_is_encoded(reply):
 @given(st.floats(allow_nan=False))
 def test_doubles_come_back_exactly(value):
     assert float(encode(value, 3)[1:-2]) == value
+
+
+def test_a_few_seconds_of_the_fuzzer():
+    tried, wrong = fuzz(2.0, 1)
+    assert not wrong
+    assert tried > 100
