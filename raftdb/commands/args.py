@@ -88,6 +88,8 @@ class Word(Arg):
         self.name = name
 
     def parse(self, ctx: Any, argv: list[bytes], at: int) -> tuple[Any, int]:
+        if at >= len(argv):
+            raise CommandError(SYNTAX)
         convert = self.converter()
         return (argv[at] if convert is None else convert(ctx, argv[at])), at + 1
 
@@ -275,6 +277,7 @@ class NumKeys(Arg):
         self.error = error or "ERR numkeys should be greater than 0"
 
     def count(self, argv: list[bytes], at: int) -> int:
+        """The number of keys. Raises CommandError."""
         number = integer(argv[at], self.error)
         if number < self.least:
             raise CommandError(self.error)

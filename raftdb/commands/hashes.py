@@ -26,7 +26,7 @@ from .args import (
     integer,
 )
 from .context import Context
-from .keyspace import HASH_SPAN, SCAN_COUNT, cursor_of, scan_count, scan_match, scan_options
+from .keyspace import HASH_SPAN, SCAN_COUNT, Cursor, scan_count, scan_match, scan_options
 from .strings import OVERFLOW, add_decimals, decimal_of
 from .table import FAST, MAY_SHRINK, READ, WRITE, Command, command
 
@@ -345,7 +345,7 @@ HSCAN_OPTIONS: Final = scan_options()
 @command(
     "HSCAN",
     Key(Hash),
-    Bytes("cursor", "integer"),
+    Cursor("cursor"),
     Many(Bytes("option"), least=0),
     flags=READ,
     since="2.8.0",
@@ -354,9 +354,8 @@ HSCAN_OPTIONS: Final = scan_options()
     complexity="O(1) for every call. O(N) for a complete iteration.",
     size=_scan_size,
 )
-def hscan(ctx: Context, key: Hash, cursor: bytes, words: list[bytes]) -> Reply:
+def hscan(ctx: Context, key: Hash, start: int, words: list[bytes]) -> Reply:
     """HSCAN key cursor [MATCH pattern] [COUNT count]. The options of an absent key are not looked at, as in Redis."""
-    start = cursor_of(cursor)
     if key.head() is None:
         return [b"0", []]
     options, _ = HSCAN_OPTIONS.parse(ctx, words, 0)

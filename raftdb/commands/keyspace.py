@@ -20,6 +20,7 @@ from .args import (
     NO_SUCH_KEY,
     SYNTAX,
     Bytes,
+    Convert,
     Flag,
     Int,
     Key,
@@ -28,6 +29,7 @@ from .args import (
     Optional,
     Options,
     Value,
+    Word,
     integer,
 )
 from .context import TYPE_NAMES, Context
@@ -147,12 +149,21 @@ def scan_match(options: dict[str, Any]) -> Match | None:
 
 def cursor_of(token: bytes) -> int:
     """A cursor as clients send it back. Raises CommandError."""
-    if not token.isdigit() or len(token) > 20:
+    if not token:
+        return 0  # as strtoul reads it, here and below
+    digits = token[1:] if token[0] in b"+-" else token
+    if not digits.isdigit() or len(digits) > 20 or int(digits) >= 1 << 64:
         raise CommandError(BAD_CURSOR)
-    cursor = int(token)
-    if cursor >= 1 << 64:
-        raise CommandError(BAD_CURSOR)
-    return cursor
+    return int(token) % (1 << 64)
+
+
+class Cursor(Word):
+    """A cursor; it is checked before the options are."""
+
+    kind = "integer"
+
+    def converter(self) -> Convert | None:
+        return lambda _ctx, token: cursor_of(token)
 
 
 def _scan_size(ctx: Context, argv: list[bytes]) -> int:
@@ -164,7 +175,7 @@ def _scan_size(ctx: Context, argv: list[bytes]) -> int:
 
 @command(
     "SCAN",
-    Bytes("cursor", "integer"),
+    Cursor("cursor"),
     scan_options(Value("TYPE", Bytes("type"))),
     flags=READ | GENERIC,
     since="2.8.0",
@@ -172,8 +183,8 @@ def _scan_size(ctx: Context, argv: list[bytes]) -> int:
     complexity="O(1) for every call. O(N) for a complete iteration.",
     size=_scan_size,
 )
-def scan(ctx: Context, cursor: bytes, options: dict[str, Any]) -> Reply:
-    start, count, match = cursor_of(cursor), scan_count(options), scan_match(options)
+def scan(ctx: Context, start: int, options: dict[str, Any]) -> Reply:
+    count, match = scan_count(options), scan_match(options)
     wanted = TYPE_CODES.get(options["TYPE"].lower(), 0) if "TYPE" in options else None
     found: list[bytes] = []
     last = -1

@@ -12,6 +12,7 @@ from .args import (
     INT64_MIN,
     NO_SUCH_KEY,
     Bytes,
+    Convert,
     Count,
     Int,
     Key,
@@ -205,7 +206,7 @@ def lrem(ctx: Context, key: List, count: int, value: bytes) -> Reply:
     if not len(key):
         return 0
     matching = (label for label, element in key.rows(reverse=count < 0) if element == value)
-    labels = list(islice(matching, abs(count) or None))
+    labels = list(islice(matching, min(abs(count), key.count) or None))
     if labels:
         _remove(key, labels)
         key.save()
@@ -273,12 +274,27 @@ NO_RANK: Final = (
 )
 
 
+class Rank(Int):
+    """LPOS' RANK: any number but 0 and the one that has no opposite."""
+
+    def converter(self) -> Convert | None:
+        return lambda _ctx, token: self.read(token)
+
+    def read(self, token: bytes) -> int:
+        rank = super().read(token)
+        if rank == 0:
+            raise CommandError(NO_RANK)
+        if rank == INT64_MIN:
+            raise CommandError("ERR value is out of range")
+        return rank
+
+
 @command(
     "LPOS",
     Key(List),
     Bytes("element"),
     Options(
-        Value("RANK", Int("rank", INT64_MIN + 1, range_error="ERR value is out of range")),
+        Value("RANK", Rank("rank")),
         Value("COUNT", Int("num-matches", 0, error="ERR COUNT can't be negative")),
         Value("MAXLEN", Int("len", 0, error="ERR MAXLEN can't be negative")),
     ),
@@ -291,14 +307,12 @@ NO_RANK: Final = (
 )
 def lpos(ctx: Context, key: List, value: bytes, options: dict[str, Any]) -> Reply:
     rank = options.get("RANK", 1)
-    if rank == 0:
-        raise CommandError(NO_RANK)
     wanted = options.get("COUNT")
     size, backwards = len(key), rank < 0
-    looked_at = islice(key.rows(reverse=backwards), options.get("MAXLEN") or None)
+    looked_at = islice(key.rows(reverse=backwards), min(options.get("MAXLEN") or size, size))
     matching = (size - 1 - n if backwards else n for n, (_, element) in enumerate(looked_at) if element == value)
-    limit = 1 if wanted is None else wanted
-    found = list(islice(matching, abs(rank) - 1, abs(rank) - 1 + limit if limit else None))
+    skipped, limit = min(abs(rank) - 1, size), 1 if wanted is None else wanted
+    found = list(islice(matching, skipped, skipped + min(limit, size) if limit else None))
     if wanted is None:
         return found[0] if found else None
     return found

@@ -145,9 +145,10 @@ class Command:
         self.subcommands: dict[bytes, Command] | None = None
         self.arity = arity(args, words)
         self.words_min = abs(self.arity)
-        self.words_max = words_max or (self.arity if self.arity > 0 else 1 << 30)
+        self.words_max = self.arity if self.arity > 0 else 1 << 30
         self.first_key, self.last_key, self.key_step = key_positions(args, words)
-        self.run: Run = compile_run(handler, args, words, self.full_name)
+        run = compile_run(handler, args, words, self.full_name)
+        self.run: Run = run if words_max is None else _limited(run, words_max, self.full_name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The handler itself, for tests and for handlers that build on another."""
@@ -244,6 +245,17 @@ def command(
         )
 
     return declare
+
+
+def _limited(run: Run, words_max: int, name: str) -> Run:
+    """Redis checks some upper limits only when the command runs, so that such a line can be queued in MULTI."""
+
+    def limited(ctx: Any, argv: list[bytes]) -> Any:
+        if len(argv) > words_max:
+            raise wrong_arity(name)
+        return run(ctx, argv)
+
+    return limited
 
 
 class Table:
@@ -367,8 +379,8 @@ def _help_lines(container: Command) -> list[str]:
 
 
 def _printable(token: bytes, limit: int = 128) -> str:
-    """A client's word inside an error line: cut, and without line breaks."""
-    text = token[:limit].decode("utf-8", "surrogateescape")
+    """A client's word inside an error line: cut, up to a zero byte as in C, and without line breaks."""
+    text = token[:limit].partition(b"\0")[0].decode("utf-8", "surrogateescape")
     return text.replace("\r", " ").replace("\n", " ")
 
 
