@@ -435,7 +435,7 @@ def hrandfield(ctx: Context, key: Hash, words: list[bytes]) -> Reply:
     if not words:
         return _choose_again_and_again(key, 1)[0][0] if len(key) else None
     count, with_values = _random_count(words)
-    if not count or not len(key):
+    if not len(key) or not count:
         return []
     if count < 0:
         rows = _choose_again_and_again(key, -count)

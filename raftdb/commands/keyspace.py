@@ -256,6 +256,15 @@ def database(token: bytes) -> int:
     return number
 
 
+class Database(Word):
+    """The number of a database."""
+
+    kind = "integer"
+
+    def converter(self) -> Convert | None:
+        return lambda _ctx, token: database(token)
+
+
 @command(
     "MOVE",
     Key(),
@@ -285,14 +294,14 @@ def _head_in(ctx: Context, db: int, name: bytes) -> Head | None:
     "COPY",
     Key(name="source"),
     Key(name="destination"),
-    Options(Value("DB", Bytes("destination-db", "integer")), Flag("REPLACE")),
+    Options(Value("DB", Database("destination-db")), Flag("REPLACE")),
     flags=WRITE | GENERIC,
     since="6.2.0",
     summary="Copy a key",
     complexity="O(N) worst case for collections, where N is the number of nested items. O(1) for string values.",
 )
 def copy(ctx: Context, source: bytes, target: bytes, options: dict[str, Any]) -> Reply:
-    db = database(options["DB"]) if "DB" in options else ctx.db
+    db: int = options.get("DB", ctx.db)
     if db == ctx.db and source == target:
         raise CommandError("ERR source and destination objects are the same")
     head = ctx.head(source)

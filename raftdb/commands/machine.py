@@ -36,7 +36,7 @@ from ..errors import CommandError, Damaged, RaftdbError
 from ..storage.keys import DATABASES
 from ..storage.kv import Batch, KvStore, Txn
 from ..types import NULL_ARRAY, Entry, Kind, Reply
-from .context import Context, LocalContext, ServerPort, SessionPort, mix64, no_breath
+from .context import Context, LocalContext, ServerPort, SessionPort, no_breath
 from .table import READ, WRITE, Command, Table
 
 PAYLOAD_VERSION: Final = 1
@@ -236,20 +236,24 @@ class Machine:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def context(self, view: Txn, db: int, clock_ms: int | None = None, breathe: Breathe = no_breath) -> Context:
-        """The context of a read on this view."""
-        self._reads += 1
-        seed = mix64(view.applied ^ (self._reads << 32))
+        """The context of reads on this view; one serves all reads of a turn (`read_in`)."""
+        seed = self._reads = self._reads + 1
         now, index = view.stamp, view.applied
-        return Context(view, None, db, now=now, index=index, seed=seed, clock_ms=clock_ms, breathe=breathe)
+        return Context(view, None, db, now=now, index=index, seed=seed << 20, clock_ms=clock_ms, breathe=breathe)
 
     def read(self, view: Txn, item: Item, clock_ms: int | None = None, breathe: Breathe = no_breath) -> Reply:
         """Execute a READ command, or a Transaction of only such, on a view. CommandErrors are returned as values.
 
         `clock_ms`: the wall clock on the leader; then StampBehind may be raised.
         """
-        ctx = self.context(view, item.db, clock_ms, breathe)
+        return self.read_in(self.context(view, item.db, clock_ms, breathe), item)
+
+    def read_in(self, ctx: Context, item: Item) -> Reply:
+        """As read(), in a context that serves several reads."""
+        ctx.reseed(ctx.seed + 1)
         if isinstance(item, Transaction):
             return self._transaction(ctx, item, ctx.seed)
+        ctx.db = item.db
         try:
             return self._run_read(ctx, item.command or self.table.find(item.argv), item.argv)
         except CommandError as error:
