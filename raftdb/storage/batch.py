@@ -414,11 +414,11 @@ class Batch(Txn):
         return name
 
     def reclaim(self, records_max: int) -> int:
-        """Delete up to that many records of dropped collections and databases, between commands.
+        """Delete up to that many records of dropped collections and databases, after an entry's last command.
 
         Returns how many went; 0: nothing is left.
         """
-        self._undo.clear()
+        self._end_entry()  # what the entry has changed is in the digest before any of it goes
         if not self._over[GARBAGE] and not self._txn.stat(self._dbs[GARBAGE])["entries"]:
             return 0
         self._flush()
