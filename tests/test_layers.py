@@ -69,9 +69,10 @@ RULES = (
             "raftdb.net",
             "raftdb.format",
             "raftdb.config",
+            "raftdb",  # its version
             *LAYER_0,
         ),
-        frozenset({"msgpack"}),
+        frozenset({"msgpack", "lmdb"}),
     ),
     Rule("| 3 | config | layer 0 |", ("raftdb.config",), LAYER_0, frozenset({"click"})),
     Rule(
@@ -93,7 +94,7 @@ RULES = (
             "raftdb.config",
             *LAYER_0,
         ),
-        frozenset({"click", "rich"}),
+        frozenset({"click", "rich", "lmdb"}),
     ),
     Rule(
         "| 4 | tools.bench | starts programs and talks to them; the command table and machine to time their parts |",
@@ -107,7 +108,7 @@ RULES = (
             "raftdb.format",
             *LAYER_0,
         ),
-        frozenset({"click", "rich", "redis", "psutil", "matplotlib", "hiredis"}),
+        frozenset({"click", "rich", "redis", "psutil", "matplotlib", "hiredis", "pysyncobj"}),
     ),
 )
 

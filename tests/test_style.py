@@ -32,7 +32,7 @@ UNSAFE_MODULES = {
     "code",
     "codeop",
 }
-PICKLE_HOME = "raftdb.storage.codec"
+PICKLE_HOME = "raftdb.storage.pickled"
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 #: What would let two replicas compute different states, or one simulation run differ from its repetition.
 CLOCKS_AND_CHANCE = {"time", "datetime", "random", "secrets", "uuid", "locale", "threading", "socket", "os", "select"}
@@ -111,7 +111,7 @@ def test_the_unpickler_knows_plain_data_only():
     """In the one file that imports pickle nothing but a subclass of Unpickler reads, and find_class refuses."""
     path = ROOT.joinpath(*PICKLE_HOME.split(".")).with_suffix(".py")
     if not path.exists():
-        pytest.skip("there is no codec yet")
+        pytest.skip("there is no unpickler yet")
     attributes = {
         node.attr
         for node in ast.walk(tree(path))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import hiredis
+from hiredis import ReplyError as ReplyError
 
 _READ_BYTES: Final = 1 << 16
 _TIMEOUT_S: Final = 60.0
@@ -18,7 +19,7 @@ def pack(words: tuple[bytes | str | int, ...]) -> bytes:
 
 
 class Connection:
-    """A blocking connection. Raises OSError when the server is gone, hiredis.ReplyError for an error reply."""
+    """A blocking connection. Raises OSError when the server is gone, ReplyError for an error reply."""
 
     def __init__(self, port: int, timeout_s: float = _TIMEOUT_S) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
@@ -40,7 +41,7 @@ class Connection:
         self._socket.sendall(b"".join(packed))
         replies = [self._reply() for _ in packed]
         for reply in replies:
-            if isinstance(reply, hiredis.ReplyError):
+            if isinstance(reply, ReplyError):
                 raise reply
         return replies
 
