@@ -45,12 +45,12 @@ CLIENT: Final = LOCAL | NOSCRIPT | LOADING | CONNECTION
 CLIENT_ADMIN: Final = CLIENT | ADMIN | DANGEROUS
 
 
-@command("PING", Optional(Bytes("message")), flags=TALK, group="connection", summary="Ping the server", words_max=2)
+@command("PING", Optional(Bytes("message")), flags=TALK, group="connection", summary="Is the node there?", words_max=2)
 def ping(ctx: LocalContext, message: bytes | None) -> Reply:
     return PONG if message is None else message
 
 
-@command("ECHO", Bytes("message"), flags=TALK, group="connection", summary="Echo the given string")
+@command("ECHO", Bytes("message"), flags=TALK, group="connection", summary="Send the message back")
 def echo(ctx: LocalContext, message: bytes) -> Reply:
     return message
 
@@ -72,7 +72,7 @@ def quit_(ctx: LocalContext, _ignored: list[bytes]) -> Reply:
     flags=TALK | NOAUTH | NOSCRIPT,
     since="6.2.0",
     group="connection",
-    summary="Reset the connection",
+    summary="Bring this connection back to its first state",
 )
 def reset(ctx: LocalContext) -> Reply:
     ctx.session.reset(consistency=ctx.server.default_consistency())
@@ -86,7 +86,7 @@ def reset(ctx: LocalContext) -> Reply:
     Bytes("index", "integer"),
     flags=TALK,
     group="connection",
-    summary="Change the selected database for the current connection",
+    summary="Choose the database of this connection, 0 to 15",
 )
 def select(ctx: LocalContext, index: bytes) -> Reply:
     ctx.session.db = database(index)
@@ -110,7 +110,7 @@ def _authenticate(ctx: LocalContext, user: bytes, password: bytes) -> None:
     Optional(Bytes("password")),
     flags=TALK | NOAUTH | NOSCRIPT,
     group="connection",
-    summary="Authenticate to the server",
+    summary="Prove who the client is",
     words_max=3,
 )
 def auth(ctx: LocalContext, first: bytes, second: bytes | None) -> Reply:
@@ -146,7 +146,7 @@ def _hello_options(words: list[bytes]) -> tuple[tuple[bytes, bytes] | None, byte
     flags=TALK | NOAUTH | NOSCRIPT,
     since="6.0.0",
     group="connection",
-    summary="Handshake with Redis",
+    summary="Agree on the protocol, and log in if asked to",
 )
 def hello(ctx: LocalContext, version: bytes | None, words: list[bytes]) -> Reply:
     """HELLO [2|3 [AUTH user password] [SETNAME name]]."""
@@ -185,14 +185,12 @@ def _checked_name(name: bytes, what: str) -> bytes:
     return name
 
 
-@command(
-    "CLIENT ID", flags=CLIENT, since="5.0.0", group="connection", summary="Returns the client ID for the connection"
-)
+@command("CLIENT ID", flags=CLIENT, since="5.0.0", group="connection", summary="The number of this connection")
 def client_id(ctx: LocalContext) -> Reply:
     return ctx.session.id
 
 
-@command("CLIENT GETNAME", flags=CLIENT, since="2.6.9", group="connection", summary="Get the current connection name")
+@command("CLIENT GETNAME", flags=CLIENT, since="2.6.9", group="connection", summary="The name of this connection")
 def client_getname(ctx: LocalContext) -> Reply:
     return ctx.session.name or None
 
@@ -203,7 +201,7 @@ def client_getname(ctx: LocalContext) -> Reply:
     flags=CLIENT,
     since="2.6.9",
     group="connection",
-    summary="Set the current connection name",
+    summary="Name this connection",
 )
 def client_setname(ctx: LocalContext, name: bytes) -> Reply:
     ctx.session.name = _checked_name(name, "Client names")
@@ -217,7 +215,7 @@ def client_setname(ctx: LocalContext, name: bytes) -> Reply:
     flags=CLIENT,
     since="7.2.0",
     group="connection",
-    summary="Set client or connection specific info",
+    summary="Tell the name and version of the client library",
 )
 def client_setinfo(ctx: LocalContext, attribute: bytes, value: bytes) -> Reply:
     option = attribute.lower()
@@ -265,7 +263,7 @@ def describe(session: SessionPort, now_s: float) -> str:
     flags=CLIENT,
     since="6.2.0",
     group="connection",
-    summary="Returns information about the current client connection.",
+    summary="The line of CLIENT LIST about this connection",
 )
 def client_info(ctx: LocalContext) -> Reply:
     return Verbatim(describe(ctx.session, ctx.server.monotonic_s()) + "\n")
@@ -284,7 +282,7 @@ def _client_type(token: bytes) -> str:
     flags=CLIENT_ADMIN,
     since="2.4.0",
     group="connection",
-    summary="Get the list of client connections",
+    summary="One line per connection to this node",
 )
 def client_list(ctx: LocalContext, words: list[bytes]) -> Reply:
     """CLIENT LIST [TYPE kind | ID id ...]."""
@@ -342,7 +340,7 @@ def _matches(session: SessionPort, filters: dict[str, Any]) -> bool:
     flags=CLIENT_ADMIN,
     since="2.4.0",
     group="connection",
-    summary="Kill the connection of a client",
+    summary="Close connections to this node",
 )
 def client_kill(ctx: LocalContext, words: list[bytes]) -> Reply:
     """CLIENT KILL addr, or CLIENT KILL [ID n] [ADDR a] [LADDR a] [TYPE t] [USER u] [SKIPME yes|no]."""
@@ -366,7 +364,7 @@ def client_kill(ctx: LocalContext, words: list[bytes]) -> Reply:
     flags=CLIENT,
     since="3.2.0",
     group="connection",
-    summary="Instruct the server whether to reply to commands",
+    summary="Switch replies to this connection off, or on again",
 )
 def client_reply(ctx: LocalContext, mode: str) -> Reply:
     ctx.session.reply_mode = mode.lower()
@@ -380,7 +378,7 @@ def client_reply(ctx: LocalContext, mode: str) -> Reply:
     flags=CLIENT_ADMIN,
     since="3.0.0",
     group="connection",
-    summary="Stop processing commands from clients for some time",
+    summary="Hold commands back for some milliseconds",
     words_max=4,
 )
 def client_pause(ctx: LocalContext, timeout: bytes, mode: str | None) -> Reply:
@@ -400,7 +398,7 @@ def client_pause(ctx: LocalContext, timeout: bytes, mode: str | None) -> Reply:
     flags=CLIENT_ADMIN,
     since="6.2.0",
     group="connection",
-    summary="Resume processing of clients that were paused",
+    summary="End CLIENT PAUSE",
 )
 def client_unpause(ctx: LocalContext) -> Reply:
     ctx.server.unpause_clients()
@@ -414,7 +412,7 @@ def client_unpause(ctx: LocalContext) -> Reply:
     flags=CLIENT_ADMIN,
     since="5.0.0",
     group="connection",
-    summary="Unblock a client blocked in a blocking command from a different connection",
+    summary="End the wait of a blocked connection",
     words_max=4,
 )
 def client_unblock(ctx: LocalContext, session_id: int, mode: str | None) -> Reply:
@@ -427,7 +425,7 @@ def client_unblock(ctx: LocalContext, session_id: int, mode: str | None) -> Repl
     flags=CLIENT_ADMIN,
     since="7.0.0",
     group="connection",
-    summary="Set client eviction mode for the current connection",
+    summary="Accepted for clients that send it; nobody is evicted",
 )
 def client_no_evict(ctx: LocalContext, mode: str) -> Reply:
     ctx.session.no_evict = mode == "ON"
@@ -440,7 +438,7 @@ def client_no_evict(ctx: LocalContext, mode: str) -> Reply:
     flags=CLIENT,
     since="7.2.0",
     group="connection",
-    summary="Controls whether commands sent by the client affect the LRU/LFU of accessed keys",
+    summary="Accepted for clients that send it; reads leave no trace anyway",
 )
 def client_no_touch(ctx: LocalContext, mode: str) -> Reply:
     ctx.session.no_touch = mode == "ON"
@@ -466,7 +464,7 @@ def client_maint_notifications(ctx: LocalContext, mode: str, _options: list[byte
     flags=CLIENT,
     since="6.2.0",
     group="connection",
-    summary="Return information about server assisted client side caching for the current connection",
+    summary="Always off: client side caching is not offered",
 )
 def client_trackinginfo(ctx: LocalContext) -> Reply:
     """Client side caching is not offered: always off."""
@@ -478,7 +476,7 @@ def client_trackinginfo(ctx: LocalContext) -> Reply:
     flags=CLIENT,
     since="6.0.0",
     group="connection",
-    summary="Get tracking notifications redirection client ID if any",
+    summary="Always -1: client side caching is not offered",
 )
 def client_getredir(ctx: LocalContext) -> Reply:
     return -1

@@ -122,8 +122,8 @@ hset = command(
     flags=WRITE | FAST,
     since="2.0.0",
     group="hash",
-    summary="Set the string value of a hash field",
-    complexity="O(1) for each field/value pair added, so O(N) to add N field/value pairs.",
+    summary="Store fields",
+    complexity="O(log N) per field",
 )(_set)
 
 
@@ -134,8 +134,8 @@ hset = command(
     flags=WRITE | FAST,
     since="2.0.0",
     group="hash",
-    summary="Set multiple hash fields to multiple values",
-    complexity="O(N) where N is the number of fields being set.",
+    summary="Store fields (the old name of HSET)",
+    complexity="O(log N) per field",
 )
 def hmset(ctx: Context, key: Hash, pairs: list[tuple[bytes, bytes]]) -> Reply:
     key.set_many(pairs)
@@ -150,8 +150,8 @@ def hmset(ctx: Context, key: Hash, pairs: list[tuple[bytes, bytes]]) -> Reply:
     flags=WRITE | FAST,
     since="2.0.0",
     group="hash",
-    summary="Set the value of a hash field, only if the field does not exist",
-    complexity="O(1)",
+    summary="Store a field that is not there yet",
+    complexity="O(log N)",
 )
 def hsetnx(ctx: Context, key: Hash, field: bytes, value: bytes) -> Reply:
     if key.get(field) is not None:
@@ -166,8 +166,8 @@ def hsetnx(ctx: Context, key: Hash, field: bytes, value: bytes) -> Reply:
     flags=READ | FAST,
     since="2.0.0",
     group="hash",
-    summary="Get the value of a hash field",
-    complexity="O(1)",
+    summary="The value of a field",
+    complexity="O(log N)",
 )
 def hget(ctx: Context, key: Hash, field: bytes) -> Reply:
     return key.get(field)
@@ -184,8 +184,8 @@ def _field_count(_ctx: Context, argv: list[bytes]) -> int:
     flags=READ | FAST,
     since="2.0.0",
     group="hash",
-    summary="Get the values of all the given hash fields",
-    complexity="O(N) where N is the number of fields being requested.",
+    summary="The values of several fields; null for those that are missing",
+    complexity="O(log N) per field",
     size=_field_count,
 )
 def hmget(ctx: Context, key: Hash, fields: list[bytes]) -> Reply:
@@ -199,8 +199,8 @@ def hmget(ctx: Context, key: Hash, fields: list[bytes]) -> Reply:
     flags=WRITE | FAST | MAY_SHRINK,
     since="2.0.0",
     group="hash",
-    summary="Delete one or more hash fields",
-    complexity="O(N) where N is the number of fields to be removed.",
+    summary="Remove fields; the key goes with the last one",
+    complexity="O(log N) per field",
 )
 def hdel(ctx: Context, key: Hash, fields: list[bytes]) -> Reply:
     return key.delete(*fields)
@@ -213,8 +213,8 @@ def hdel(ctx: Context, key: Hash, fields: list[bytes]) -> Reply:
     flags=READ | FAST,
     since="2.0.0",
     group="hash",
-    summary="Determine if a hash field exists",
-    complexity="O(1)",
+    summary="Is there such a field?",
+    complexity="O(log N)",
 )
 def hexists(ctx: Context, key: Hash, field: bytes) -> Reply:
     return int(key.get(field) is not None)
@@ -226,8 +226,8 @@ def hexists(ctx: Context, key: Hash, field: bytes) -> Reply:
     flags=READ | FAST,
     since="2.0.0",
     group="hash",
-    summary="Get the number of fields in a hash",
-    complexity="O(1)",
+    summary="How many fields there are",
+    complexity="O(log N)",
 )
 def hlen(ctx: Context, key: Hash) -> Reply:
     return len(key)
@@ -240,8 +240,8 @@ def hlen(ctx: Context, key: Hash) -> Reply:
     flags=READ | FAST,
     since="3.2.0",
     group="hash",
-    summary="Get the length of the value of a hash field",
-    complexity="O(1)",
+    summary="Length of a field's value in bytes",
+    complexity="O(log N)",
 )
 def hstrlen(ctx: Context, key: Hash, field: bytes) -> Reply:
     return len(key.get(field) or b"")
@@ -253,8 +253,8 @@ def hstrlen(ctx: Context, key: Hash, field: bytes) -> Reply:
     flags=READ,
     since="2.0.0",
     group="hash",
-    summary="Get all the fields and values in a hash",
-    complexity="O(N) where N is the size of the hash.",
+    summary="All fields with their values",
+    complexity="O(N), N: fields",
     size=_hash_size,
 )
 def hgetall(ctx: Context, key: Hash) -> Reply:
@@ -267,8 +267,8 @@ def hgetall(ctx: Context, key: Hash) -> Reply:
     flags=READ,
     since="2.0.0",
     group="hash",
-    summary="Get all the fields in a hash",
-    complexity="O(N) where N is the size of the hash.",
+    summary="All field names",
+    complexity="O(N), N: fields",
     size=_hash_size,
 )
 def hkeys(ctx: Context, key: Hash) -> Reply:
@@ -281,8 +281,8 @@ def hkeys(ctx: Context, key: Hash) -> Reply:
     flags=READ,
     since="2.0.0",
     group="hash",
-    summary="Get all the values in a hash",
-    complexity="O(N) where N is the size of the hash.",
+    summary="All values",
+    complexity="O(N), N: fields",
     size=_hash_size,
 )
 def hvals(ctx: Context, key: Hash) -> Reply:
@@ -297,8 +297,8 @@ def hvals(ctx: Context, key: Hash) -> Reply:
     flags=WRITE | FAST,
     since="2.0.0",
     group="hash",
-    summary="Increment the integer value of a hash field by the given number",
-    complexity="O(1)",
+    summary="Add to a field's whole number",
+    complexity="O(log N)",
 )
 def hincrby(ctx: Context, key: Hash, field: bytes, increment: int) -> Reply:
     old = key.get(field)
@@ -317,8 +317,8 @@ def hincrby(ctx: Context, key: Hash, field: bytes, increment: int) -> Reply:
     flags=WRITE | FAST,
     since="2.6.0",
     group="hash",
-    summary="Increment the float value of a hash field by the given amount",
-    complexity="O(1)",
+    summary="Add to a field's decimal number",
+    complexity="O(log N)",
 )
 def hincrbyfloat(ctx: Context, key: Hash, field: bytes, increment: bytes) -> Reply:
     step = decimal_of(increment, NOT_A_FLOAT)
@@ -350,8 +350,8 @@ HSCAN_OPTIONS: Final = scan_options()
     flags=READ,
     since="2.8.0",
     group="hash",
-    summary="Incrementally iterate hash fields and associated values",
-    complexity="O(1) for every call. O(N) for a complete iteration.",
+    summary="Walk over a hash in steps",
+    complexity="O(COUNT) per call",
     size=_scan_size,
 )
 def hscan(ctx: Context, key: Hash, start: int, words: list[bytes]) -> Reply:
@@ -426,8 +426,8 @@ def _random_size(ctx: Context, argv: list[bytes]) -> int:
     flags=READ,
     since="6.2.0",
     group="hash",
-    summary="Get one or multiple random fields from a hash",
-    complexity="O(N) where N is the number of fields returned",
+    summary="Fields drawn at random",
+    complexity="O(N), N: fields drawn",
     size=_random_size,
 )
 def hrandfield(ctx: Context, key: Hash, words: list[bytes]) -> Reply:

@@ -54,8 +54,8 @@ GENERIC: Final = KEYSPACE
     "DEL",
     Many(Key()),
     flags=WRITE | MAY_SHRINK | GENERIC,
-    summary="Delete a key",
-    complexity="O(N) where N is the number of keys; a key of any size is removed at once and reclaimed later.",
+    summary="Remove keys, whatever they hold",
+    complexity="O(log N) per key, of any size: its records are reclaimed later",
 )
 def del_(ctx: Context, names: list[bytes]) -> Reply:
     batch, removed = ctx.writing(), 0
@@ -71,8 +71,8 @@ unlink = command(
     Many(Key()),
     flags=WRITE | FAST | MAY_SHRINK | GENERIC,
     since="4.0.0",
-    summary="Delete a key asynchronously in another thread. Otherwise it is just as DEL, but non blocking.",
-    complexity="O(N) where N is the number of keys.",
+    summary="The same as DEL, which never blocks here",
+    complexity="O(log N) per key, of any size",
 )(del_.handler)
 
 
@@ -84,8 +84,8 @@ def _many(_ctx: Context, argv: list[bytes]) -> int:
     "EXISTS",
     Many(Key()),
     flags=READ | FAST | GENERIC,
-    summary="Determine if a key exists",
-    complexity="O(N) where N is the number of keys to check.",
+    summary="How many of these keys exist; one named twice counts twice",
+    complexity="O(log N) per key",
     size=_many,
 )
 def exists(ctx: Context, names: list[bytes]) -> Reply:
@@ -97,13 +97,13 @@ touch = command(
     Many(Key()),
     flags=READ | FAST | GENERIC,
     since="3.2.1",
-    summary="Alters the last access time of a key(s). Returns the number of existing keys specified.",
-    complexity="O(N) where N is the number of keys that will be touched.",
+    summary="Count the keys that exist; there is no access time to change",
+    complexity="O(log N) per key",
     size=_many,
 )(exists.handler)
 
 
-@command("TYPE", Key(), flags=READ | FAST | GENERIC, summary="Determine the type stored at key", complexity="O(1)")
+@command("TYPE", Key(), flags=READ | FAST | GENERIC, summary="The type of what a key holds", complexity="O(log N)")
 def type_(ctx: Context, name: bytes) -> Reply:
     head = ctx.head(name)
     return "none" if head is None else TYPE_NAMES[head.type]
@@ -117,8 +117,8 @@ def _database_size(ctx: Context, _argv: list[bytes]) -> int:
     "KEYS",
     Bytes("pattern", "pattern"),
     flags=READ | GENERIC | DANGEROUS,
-    summary="Find all keys matching the given pattern",
-    complexity="O(N) with N being the number of keys in the database.",
+    summary="All names that match a glob pattern",
+    complexity="O(N), N: keys of the database",
     size=_database_size,
 )
 def keys(ctx: Context, pattern: bytes) -> Reply:
@@ -179,8 +179,8 @@ def _scan_size(ctx: Context, argv: list[bytes]) -> int:
     scan_options(Value("TYPE", Bytes("type"))),
     flags=READ | GENERIC,
     since="2.8.0",
-    summary="Incrementally iterate the keys space",
-    complexity="O(1) for every call. O(N) for a complete iteration.",
+    summary="Walk over all keys in steps",
+    complexity="O(COUNT) per call",
     size=_scan_size,
 )
 def scan(ctx: Context, start: int, options: dict[str, Any]) -> Reply:
@@ -198,7 +198,7 @@ def scan(ctx: Context, start: int, options: dict[str, Any]) -> Reply:
     return [b"0", found]
 
 
-@command("RANDOMKEY", flags=READ | GENERIC, summary="Return a random key from the keyspace", complexity="O(log N)")
+@command("RANDOMKEY", flags=READ | GENERIC, summary="A key drawn at random", complexity="O(log N)")
 def randomkey(ctx: Context) -> Reply:
     """The first living key from a random hash on."""
     start = ctx.random.below(HASH_SPAN)
@@ -213,8 +213,8 @@ def randomkey(ctx: Context) -> Reply:
     Key(),
     Key(name="newkey"),
     flags=WRITE | MAY_SHRINK | GENERIC,
-    summary="Rename a key",
-    complexity="O(1), whatever the size of the value.",
+    summary="Give a value another key, replacing what is there",
+    complexity="O(log N), whatever the size of the value",
 )
 def rename(ctx: Context, name: bytes, new: bytes) -> Reply:
     if ctx.head(name) is None:
@@ -229,8 +229,8 @@ def rename(ctx: Context, name: bytes, new: bytes) -> Reply:
     Key(),
     Key(name="newkey"),
     flags=WRITE | FAST | MAY_SHRINK | GENERIC,
-    summary="Rename a key, only if the new key does not exist",
-    complexity="O(1)",
+    summary="Give a value another key, if that is free",
+    complexity="O(log N)",
 )
 def renamenx(ctx: Context, name: bytes, new: bytes) -> Reply:
     if ctx.head(name) is None:
@@ -270,8 +270,8 @@ class Database(Word):
     Key(),
     Bytes("db", "integer"),
     flags=WRITE | FAST | MAY_SHRINK | GENERIC,
-    summary="Move a key to another database",
-    complexity="O(1)",
+    summary="Take a key to another database, unless it is taken there",
+    complexity="O(log N)",
 )
 def move(ctx: Context, name: bytes, db: bytes) -> Reply:
     target = integer(db, "ERR value is not an integer or out of range")
@@ -297,8 +297,8 @@ def _head_in(ctx: Context, db: int, name: bytes) -> Head | None:
     Options(Value("DB", Database("destination-db")), Flag("REPLACE")),
     flags=WRITE | GENERIC,
     since="6.2.0",
-    summary="Copy a key",
-    complexity="O(N) worst case for collections, where N is the number of nested items. O(1) for string values.",
+    summary="Store a copy of a value under another key",
+    complexity="O(N), N: elements or fields",
 )
 def copy(ctx: Context, source: bytes, target: bytes, options: dict[str, Any]) -> Reply:
     db: int = options.get("DB", ctx.db)
@@ -394,12 +394,12 @@ def _expire_command(name: str, argument: str, *, unit_ms: int, relative: bool, s
         flags=WRITE | FAST | MAY_SHRINK | GENERIC,
         since=since,
         summary=summary,
-        complexity="O(1)",
+        complexity="O(log N)",
     )(expire)
 
 
 expire = _expire_command(
-    "EXPIRE", "seconds", unit_ms=1000, relative=True, since="1.0.0", summary="Set a key's time to live in seconds"
+    "EXPIRE", "seconds", unit_ms=1000, relative=True, since="1.0.0", summary="Let a key expire after some seconds"
 )
 pexpire = _expire_command(
     "PEXPIRE",
@@ -407,7 +407,7 @@ pexpire = _expire_command(
     unit_ms=1,
     relative=True,
     since="2.6.0",
-    summary="Set a key's time to live in milliseconds",
+    summary="Let a key expire after some milliseconds",
 )
 expireat = _expire_command(
     "EXPIREAT",
@@ -415,7 +415,7 @@ expireat = _expire_command(
     unit_ms=1000,
     relative=False,
     since="1.2.0",
-    summary="Set the expiration for a key as a UNIX timestamp",
+    summary="Let a key expire at a moment, in seconds of Unix time",
 )
 pexpireat = _expire_command(
     "PEXPIREAT",
@@ -423,7 +423,7 @@ pexpireat = _expire_command(
     unit_ms=1,
     relative=False,
     since="2.6.0",
-    summary="Set the expiration for a key as a UNIX timestamp specified in milliseconds",
+    summary="Let a key expire at a moment, in milliseconds of Unix time",
 )
 
 
@@ -437,18 +437,20 @@ def _left_command(name: str, answer: Callable[[int, int], int], since: str, summ
         return answer(head.expiry_ms, ctx.now) if head.expiry_ms else -1
 
     flags = READ | FAST | GENERIC
-    return command(name, Key(), flags=flags, since=since, summary=summary, complexity="O(1)")(left)
+    return command(name, Key(), flags=flags, since=since, summary=summary, complexity="O(log N)")(left)
 
 
 ttl = _left_command(
-    "TTL", lambda due, now: (due - now + 500) // 1000, "1.0.0", "Get the time to live for a key in seconds"
+    "TTL", lambda due, now: (due - now + 500) // 1000, "1.0.0", "Seconds until a key expires; -1 never, -2 no such key"
 )
-pttl = _left_command("PTTL", lambda due, now: due - now, "2.6.0", "Get the time to live for a key in milliseconds")
+pttl = _left_command(
+    "PTTL", lambda due, now: due - now, "2.6.0", "Milliseconds until a key expires; -1 never, -2 no such key"
+)
 expiretime = _left_command(
-    "EXPIRETIME", lambda due, _now: (due + 500) // 1000, "7.0.0", "Get the expiration Unix timestamp for a key"
+    "EXPIRETIME", lambda due, _now: (due + 500) // 1000, "7.0.0", "When a key expires, in seconds of Unix time"
 )
 pexpiretime = _left_command(
-    "PEXPIRETIME", lambda due, _now: due, "7.0.0", "Get the expiration Unix timestamp for a key in milliseconds"
+    "PEXPIRETIME", lambda due, _now: due, "7.0.0", "When a key expires, in milliseconds of Unix time"
 )
 
 
@@ -457,8 +459,8 @@ pexpiretime = _left_command(
     Key(),
     flags=WRITE | FAST | MAY_SHRINK | GENERIC,
     since="2.2.0",
-    summary="Remove the expiration from a key",
-    complexity="O(1)",
+    summary="Let a key live for ever",
+    complexity="O(log N)",
 )
 def persist(ctx: Context, name: bytes) -> Reply:
     head = ctx.head(name)
@@ -471,7 +473,13 @@ def persist(ctx: Context, name: bytes) -> Reply:
 # --- whole databases --------------------------------------------------------------------------------------------------
 
 
-@command("DBSIZE", flags=READ | FAST | GENERIC, group="server", summary="Return the number of keys", complexity="O(1)")
+@command(
+    "DBSIZE",
+    flags=READ | FAST | GENERIC,
+    group="server",
+    summary="How many keys the chosen database has",
+    complexity="O(log N)",
+)
 def dbsize(ctx: Context) -> Reply:
     return ctx.txn.count(ctx.db)
 
@@ -484,7 +492,7 @@ FLUSH_MODE: Final = Optional(OneOf("ASYNC", "SYNC", name="mode"))
     FLUSH_MODE,
     flags=WRITE | MAY_SHRINK | GENERIC | DANGEROUS,
     group="server",
-    summary="Remove all keys from the current database",
+    summary="Empty the chosen database",
     complexity="O(1) at once; the records are reclaimed in bounded steps.",
 )
 def flushdb(ctx: Context, _mode: str | None) -> Reply:
@@ -497,7 +505,7 @@ def flushdb(ctx: Context, _mode: str | None) -> Reply:
     FLUSH_MODE,
     flags=WRITE | MAY_SHRINK | GENERIC | DANGEROUS,
     group="server",
-    summary="Remove all keys from all databases",
+    summary="Empty all databases",
     complexity="O(1) at once; the records are reclaimed in bounded steps.",
 )
 def flushall(ctx: Context, _mode: str | None) -> Reply:
@@ -514,8 +522,8 @@ def flushall(ctx: Context, _mode: str | None) -> Reply:
     flags=WRITE | FAST | MAY_SHRINK | GENERIC | DANGEROUS,
     since="4.0.0",
     group="server",
-    summary="Swaps two Redis databases",
-    complexity="O(1)",
+    summary="Exchange two databases",
+    complexity="O(log N)",
 )
 def swapdb(ctx: Context, first: bytes, second: bytes) -> Reply:
     one = integer(first, "ERR invalid first DB index")
@@ -561,29 +569,29 @@ OBJECT_FLAGS: Final = READ | GENERIC
 
 
 @command(
-    "OBJECT ENCODING", Key(), flags=OBJECT_FLAGS, since="2.2.3", summary="Inspect the internal encoding of an object"
+    "OBJECT ENCODING",
+    Key(),
+    flags=OBJECT_FLAGS,
+    since="2.2.3",
+    summary="What Redis would call the encoding of such a value",
 )
 def object_encoding(ctx: Context, name: bytes) -> Reply:
     head = ctx.head(name)
     return None if head is None else encoding_of(ctx, head).encode()
 
 
-@command(
-    "OBJECT REFCOUNT", Key(), flags=OBJECT_FLAGS, since="2.2.3", summary="Get the number of references to the value"
-)
+@command("OBJECT REFCOUNT", Key(), flags=OBJECT_FLAGS, since="2.2.3", summary="Always 1")
 def object_refcount(ctx: Context, name: bytes) -> Reply:
     return None if ctx.head(name) is None else 1
 
 
-@command(
-    "OBJECT IDLETIME", Key(), flags=OBJECT_FLAGS, since="2.2.3", summary="Get the time since a key was last accessed"
-)
+@command("OBJECT IDLETIME", Key(), flags=OBJECT_FLAGS, since="2.2.3", summary="Always 0: reads leave no trace")
 def object_idletime(ctx: Context, name: bytes) -> Reply:
     """Always 0: reads leave no trace in a replicated store."""
     return None if ctx.head(name) is None else 0
 
 
-@command("OBJECT FREQ", Key(), flags=OBJECT_FLAGS, since="4.0.0", summary="Get the access frequency of an object")
+@command("OBJECT FREQ", Key(), flags=OBJECT_FLAGS, since="4.0.0", summary="Refused: nothing counts accesses")
 def object_freq(ctx: Context, name: bytes) -> Reply:
     if ctx.head(name) is None:
         return None
@@ -605,7 +613,7 @@ RECORD_OVERHEAD_BYTES: Final = 40
     since="4.0.0",
     group="server",
     summary="Estimate the space of a key in the store",
-    complexity="O(N) where N is the number of samples.",
+    complexity="O(N), N: samples",
 )
 def memory_usage(ctx: Context, name: bytes, options: dict[str, Any]) -> Reply:
     """Bytes of its records, from the mean of SAMPLES (default 5; 0: all) of them."""

@@ -39,7 +39,7 @@ def _push_command(name: str, *, left: bool, must_exist: bool, since: str, summar
         key.save()
         return key.count
 
-    complexity = "O(1) for each element added, so O(N) to add N elements."
+    complexity = "O(1) per element"
     return command(
         name,
         Key(List),
@@ -53,16 +53,14 @@ def _push_command(name: str, *, left: bool, must_exist: bool, since: str, summar
 
 
 lpush = _push_command(
-    "LPUSH", left=True, must_exist=False, since="1.0.0", summary="Prepend one or multiple elements to a list"
+    "LPUSH", left=True, must_exist=False, since="1.0.0", summary="Add elements at the head, one after the other"
 )
-rpush = _push_command(
-    "RPUSH", left=False, must_exist=False, since="1.0.0", summary="Append one or multiple elements to a list"
-)
+rpush = _push_command("RPUSH", left=False, must_exist=False, since="1.0.0", summary="Add elements at the tail")
 lpushx = _push_command(
-    "LPUSHX", left=True, must_exist=True, since="2.2.0", summary="Prepend an element to a list, only if the list exists"
+    "LPUSHX", left=True, must_exist=True, since="2.2.0", summary="Add elements at the head of a list that exists"
 )
 rpushx = _push_command(
-    "RPUSHX", left=False, must_exist=True, since="2.2.0", summary="Append an element to a list, only if the list exists"
+    "RPUSHX", left=False, must_exist=True, since="2.2.0", summary="Add elements at the tail of a list that exists"
 )
 
 
@@ -83,13 +81,13 @@ def _pop_command(name: str, *, left: bool, summary: str) -> Command:
         flags=WRITE | FAST | MAY_SHRINK,
         group="list",
         summary=summary,
-        complexity="O(N) where N is the number of elements returned",
+        complexity="O(N), N: elements taken",
         words_max=3,
     )(pop)
 
 
-lpop = _pop_command("LPOP", left=True, summary="Remove and get the first elements in a list")
-rpop = _pop_command("RPOP", left=False, summary="Remove and get the last elements in a list")
+lpop = _pop_command("LPOP", left=True, summary="Take elements from the head")
+rpop = _pop_command("RPOP", left=False, summary="Take elements from the tail")
 
 NOT_A_COUNT: Final = "ERR count should be greater than 0"
 
@@ -102,8 +100,8 @@ NOT_A_COUNT: Final = "ERR count should be greater than 0"
     flags=WRITE | MAY_SHRINK,
     since="7.0.0",
     group="list",
-    summary="Pop elements from a list",
-    complexity="O(N+M) where N is the number of provided keys and M is the number of elements returned.",
+    summary="Take elements from an end of the first list that has any",
+    complexity="O(N + M), N: keys looked at, M: elements taken",
 )
 def lmpop(ctx: Context, keys: list[List], where: str, options: dict[str, Any]) -> Reply:
     for key in keys:
@@ -114,7 +112,9 @@ def lmpop(ctx: Context, keys: list[List], where: str, options: dict[str, Any]) -
     return NULL_ARRAY
 
 
-@command("LLEN", Key(List), flags=READ | FAST, group="list", summary="Get the length of a list", complexity="O(1)")
+@command(
+    "LLEN", Key(List), flags=READ | FAST, group="list", summary="How many elements there are", complexity="O(log N)"
+)
 def llen(ctx: Context, key: List) -> Reply:
     return len(key)
 
@@ -141,8 +141,8 @@ def _range_size(ctx: Context, argv: list[bytes]) -> int:
     Int("stop"),
     flags=READ,
     group="list",
-    summary="Get a range of elements from a list",
-    complexity="O(log L + N) where L is the length of the list and N is the number of elements in the range.",
+    summary="Elements from one index to another, both included",
+    complexity="O(log L + N), L: length, N: elements in the range",
     size=_range_size,
 )
 def lrange(ctx: Context, key: List, start: int, stop: int) -> Reply:
@@ -156,7 +156,7 @@ def lrange(ctx: Context, key: List, start: int, stop: int) -> Reply:
     Bytes("index", "integer"),
     flags=READ,
     group="list",
-    summary="Get an element from a list by its index",
+    summary="The element at an index; -1 is the last",
     complexity="O(log N)",
 )
 def lindex(ctx: Context, key: List, index: bytes) -> Reply:
@@ -173,7 +173,7 @@ def lindex(ctx: Context, key: List, index: bytes) -> Reply:
     Bytes("element"),
     flags=WRITE,
     group="list",
-    summary="Set the value of an element in a list by its index",
+    summary="Replace the element at an index",
     complexity="O(log N)",
 )
 def lset(ctx: Context, key: List, index: bytes, value: bytes) -> Reply:
@@ -199,7 +199,7 @@ def _list_size(ctx: Context, argv: list[bytes]) -> int:
     Bytes("element"),
     flags=WRITE | MAY_SHRINK,
     group="list",
-    summary="Remove elements from a list",
+    summary="Remove elements equal to a value, from the head, from the tail, or all",
     complexity="O(N) to look at N elements; the others are not moved.",
 )
 def lrem(ctx: Context, key: List, count: int, value: bytes) -> Reply:
@@ -229,8 +229,8 @@ def _remove(key: List, labels: list[int]) -> None:
     Int("stop"),
     flags=WRITE | MAY_SHRINK,
     group="list",
-    summary="Trim a list to the specified range",
-    complexity="O(N) where N is the number of elements removed, or of those kept if they are fewer.",
+    summary="Keep only the elements from one index to another",
+    complexity="O(N), N: elements removed, or kept if they are fewer",
 )
 def ltrim(ctx: Context, key: List, start: int, stop: int) -> Reply:
     size = len(key)
@@ -254,7 +254,7 @@ def ltrim(ctx: Context, key: List, start: int, stop: int) -> Reply:
     flags=WRITE,
     since="2.2.0",
     group="list",
-    summary="Insert an element before or after another element in a list",
+    summary="Put an element beside the first one equal to the pivot",
     complexity="O(N) to find the pivot; O(log N) to insert.",
 )
 def linsert(ctx: Context, key: List, where: str, pivot: bytes, value: bytes) -> Reply:
@@ -301,8 +301,8 @@ class Rank(Int):
     flags=READ,
     since="6.0.6",
     group="list",
-    summary="Return the index of matching elements on a list",
-    complexity="O(N) where N is the number of elements in the list, or MAXLEN.",
+    summary="Indexes of elements equal to a value",
+    complexity="O(N), N: elements looked at",
     size=_list_size,
 )
 def lpos(ctx: Context, key: List, value: bytes, options: dict[str, Any]) -> Reply:
@@ -342,8 +342,8 @@ def _move_element(source: List, target: List, from_left: bool, to_left: bool) ->
     flags=WRITE,
     since="6.2.0",
     group="list",
-    summary="Pop an element from a list, push it to another list and return it",
-    complexity="O(1)",
+    summary="Move an element from an end of one list to an end of another",
+    complexity="O(log N)",
 )
 def lmove(ctx: Context, source: List, target: List, where_from: str, where_to: str) -> Reply:
     return _move_element(source, target, where_from == "LEFT", where_to == "LEFT")
@@ -356,8 +356,8 @@ def lmove(ctx: Context, source: List, target: List, where_from: str, where_to: s
     flags=WRITE,
     since="1.2.0",
     group="list",
-    summary="Remove the last element in a list, prepend it to another list and return it",
-    complexity="O(1)",
+    summary="Move the last element of a list to the head of another",
+    complexity="O(log N)",
 )
 def rpoplpush(ctx: Context, source: List, target: List) -> Reply:
     return _move_element(source, target, False, True)

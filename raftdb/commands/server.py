@@ -118,13 +118,13 @@ def _named(table: Table, name: bytes) -> Command | None:
     return (row.subcommands or {}).get(second.upper())
 
 
-@command("COMMAND", flags=TALK | CONNECTION, since="2.8.13", group="server", summary="Get array of command details")
+@command("COMMAND", flags=TALK | CONNECTION, since="2.8.13", group="server", summary="Details of all commands")
 def command_(ctx: LocalContext) -> Reply:
     return [command_row(row) for row in ctx.table]
 
 
 @command(
-    "COMMAND COUNT", flags=TALK | CONNECTION, since="2.8.13", group="server", summary="Get total number of commands"
+    "COMMAND COUNT", flags=TALK | CONNECTION, since="2.8.13", group="server", summary="How many commands there are"
 )
 def command_count(ctx: LocalContext) -> Reply:
     return len(ctx.table)
@@ -136,7 +136,7 @@ def command_count(ctx: LocalContext) -> Reply:
     flags=TALK | CONNECTION,
     since="2.8.13",
     group="server",
-    summary="Get array of specific command details, or all when no argument is given.",
+    summary="Details of the named commands, or of all",
 )
 def command_info(ctx: LocalContext, names: list[bytes]) -> Reply:
     if not names:
@@ -151,7 +151,7 @@ def command_info(ctx: LocalContext, names: list[bytes]) -> Reply:
     flags=TALK | CONNECTION,
     since="7.0.0",
     group="server",
-    summary="Get array of specific command documentation",
+    summary="What this page says, for programs",
 )
 def command_docs(ctx: LocalContext, names: list[bytes]) -> Reply:
     rows = [_named(ctx.table, name) for name in names] if names else list(ctx.table)
@@ -164,7 +164,7 @@ def command_docs(ctx: LocalContext, names: list[bytes]) -> Reply:
     flags=TALK | CONNECTION,
     since="7.0.0",
     group="server",
-    summary="Get an array of command names",
+    summary="Names of commands, all or filtered",
 )
 def command_list(ctx: LocalContext, words: list[bytes]) -> Reply:
     """COMMAND LIST [FILTERBY MODULE name | ACLCAT category | PATTERN glob]."""
@@ -194,7 +194,7 @@ def _filtered(rows: list[Command], by: bytes, value: bytes) -> list[Command]:
     flags=TALK | CONNECTION,
     since="2.8.13",
     group="server",
-    summary="Extract keys given a full command",
+    summary="The keys that a command line names",
 )
 def command_getkeys(ctx: LocalContext, name: bytes, words: list[bytes]) -> Reply:
     argv = [name, *words]
@@ -269,14 +269,9 @@ def info_sections(ctx: LocalContext) -> dict[str, dict[str, object]]:
     sections = {name: {**INFO_DEFAULTS.get(name, {}), **given.get(name, {})} for name in SECTIONS}
     sections["replication"] = {**_replication(ctx), **given.get("replication", {})}
     sections["keyspace"] = _keyspace(ctx)
-    sections["raft"] = {**{k: _text(v) for k, v in ctx.server.status().items()}, **given.get("raft", {})}
     for name in given:
         sections.setdefault(name, dict(given[name]))
     return sections
-
-
-def _text(value: object) -> object:
-    return json.dumps(value, default=str) if isinstance(value, dict | list | tuple) else value
 
 
 def _section_text(name: str, fields: Mapping[str, object]) -> str:
@@ -289,7 +284,7 @@ def _section_text(name: str, fields: Mapping[str, object]) -> str:
     Many(Bytes("section"), least=0),
     flags=TALK | DANGEROUS,
     group="server",
-    summary="Get information and statistics about the server",
+    summary="State and figures of this node, in sections",
 )
 def info(ctx: LocalContext, names: list[bytes]) -> Reply:
     """All sections, or the named ones; `INFO json` is one JSON object of the state of the group, as pyraft had it."""
@@ -303,7 +298,11 @@ def info(ctx: LocalContext, names: list[bytes]) -> Reply:
 
 
 @command(
-    "ROLE", flags=LOCAL | LOADING | FAST | ADMIN | NOSCRIPT, since="2.8.12", group="server", summary="Return the role"
+    "ROLE",
+    flags=LOCAL | LOADING | FAST | ADMIN | NOSCRIPT,
+    since="2.8.12",
+    group="server",
+    summary="Leader or follower, and who the others are",
 )
 def role(ctx: LocalContext) -> Reply:
     role = ctx.server.role()
@@ -314,7 +313,9 @@ def role(ctx: LocalContext) -> Reply:
     return [b"slave", host.encode(), port, role.state.encode(), role.offset]
 
 
-@command("TIME", flags=TALK | FAST | IN_ENTRY, since="2.6.0", group="server", summary="Return the current server time")
+@command(
+    "TIME", flags=TALK | FAST | IN_ENTRY, since="2.6.0", group="server", summary="Seconds and microseconds of Unix time"
+)
 def time(ctx: LocalContext | Context) -> Reply:
     """The node's clock; inside a transaction the stamp of the entry, which is the same everywhere."""
     now_us = ctx.now * 1000 if isinstance(ctx, Context) else ctx.server.now_us()
@@ -330,7 +331,7 @@ def time(ctx: LocalContext | Context) -> Reply:
     flags=OPERATE,
     since="2.0.0",
     group="server",
-    summary="Get the values of configuration parameters",
+    summary="Settings whose names match one of the patterns",
 )
 def config_get(ctx: LocalContext, patterns: list[bytes]) -> Reply:
     matches = [matcher(pattern.lower()) for pattern in patterns]
@@ -345,7 +346,7 @@ def config_get(ctx: LocalContext, patterns: list[bytes]) -> Reply:
     flags=OPERATE,
     since="2.0.0",
     group="server",
-    summary="Set configuration parameters to the given values",
+    summary="Change settings of this node while it runs",
 )
 def config_set(ctx: LocalContext, pairs: list[tuple[bytes, bytes]]) -> Reply:
     settings = ctx.server.config_get()
@@ -361,13 +362,21 @@ def config_set(ctx: LocalContext, pairs: list[tuple[bytes, bytes]]) -> Reply:
     return OK
 
 
-@command("CONFIG RESETSTAT", flags=OPERATE, since="2.0.0", group="server", summary="Reset the stats returned by INFO")
+@command(
+    "CONFIG RESETSTAT", flags=OPERATE, since="2.0.0", group="server", summary="Set the counters of INFO back to zero"
+)
 def config_resetstat(ctx: LocalContext) -> Reply:
     ctx.server.reset_stats()
     return OK
 
 
-@command("CONFIG REWRITE", flags=OPERATE, since="2.8.0", group="server", summary="Rewrite the configuration file")
+@command(
+    "CONFIG REWRITE",
+    flags=OPERATE,
+    since="2.8.0",
+    group="server",
+    summary="Refused: settings are given by flags, environment and file",
+)
 def config_rewrite(ctx: LocalContext) -> Reply:
     raise CommandError("ERR The server is running without a config file")
 
@@ -462,7 +471,7 @@ def wait(ctx: LocalContext, replicas: int, timeout: bytes) -> Reply:
     flags=OPERATE,
     since="2.2.12",
     group="server",
-    summary="Get the slow log's entries",
+    summary="The latest slow commands of this node",
     words_max=3,
 )
 def slowlog_get(ctx: LocalContext, count: int | None) -> Reply:
@@ -470,19 +479,19 @@ def slowlog_get(ctx: LocalContext, count: int | None) -> Reply:
     return [[number, at, us, list(argv), addr.encode(), name.encode()] for number, at, us, argv, addr, name in rows]
 
 
-@command("SLOWLOG LEN", flags=OPERATE, since="2.2.12", group="server", summary="Get the slow log's length")
+@command("SLOWLOG LEN", flags=OPERATE, since="2.2.12", group="server", summary="How many slow commands are kept")
 def slowlog_len(ctx: LocalContext) -> Reply:
     return ctx.server.slowlog_length()
 
 
-@command("SLOWLOG RESET", flags=OPERATE, since="2.2.12", group="server", summary="Clear all entries from the slow log")
+@command("SLOWLOG RESET", flags=OPERATE, since="2.2.12", group="server", summary="Forget the slow commands")
 def slowlog_reset(ctx: LocalContext) -> Reply:
     ctx.server.slowlog_reset()
     return OK
 
 
 @command(
-    "LATENCY LATEST", flags=OPERATE, since="2.8.13", group="server", summary="Latest latency samples of all events"
+    "LATENCY LATEST", flags=OPERATE, since="2.8.13", group="server", summary="The latest sample of each kind of delay"
 )
 def latency_latest(ctx: LocalContext) -> Reply:
     return [[event.encode(), at, last, worst] for event, at, last, worst in ctx.server.latency_latest()]
@@ -494,7 +503,7 @@ def latency_latest(ctx: LocalContext) -> Reply:
     flags=OPERATE,
     since="2.8.13",
     group="server",
-    summary="Reset latency data",
+    summary="Forget latency samples",
 )
 def latency_reset(ctx: LocalContext, _events: list[bytes]) -> Reply:
     return ctx.server.latency_reset()
@@ -519,19 +528,19 @@ def latency_histogram(ctx: LocalContext, _names: list[bytes]) -> Reply:
     return {}
 
 
-@command("LATENCY DOCTOR", flags=OPERATE, since="2.8.13", group="server", summary="Return a latency analysis report")
+@command("LATENCY DOCTOR", flags=OPERATE, since="2.8.13", group="server", summary="The latency samples in words")
 def latency_doctor(ctx: LocalContext) -> Reply:
     rows = ctx.server.latency_latest()
     lines = [f"{event}: last {last} ms, worst {worst} ms" for event, _, last, worst in rows]
     return Verbatim("\n".join(lines) or "No event was slow enough to be recorded.")
 
 
-@command("MEMORY DOCTOR", flags=TALK, since="4.0.0", group="server", summary="Outputs memory problems report")
+@command("MEMORY DOCTOR", flags=TALK, since="4.0.0", group="server", summary="A word on where the memory is")
 def memory_doctor(ctx: LocalContext) -> Reply:
     return Verbatim("Data lives in LMDB, in the page cache; see INFO memory.")
 
 
-@command("MEMORY STATS", flags=TALK, since="4.0.0", group="server", summary="Show memory usage details")
+@command("MEMORY STATS", flags=TALK, since="4.0.0", group="server", summary="The memory section of INFO as a map")
 def memory_stats(ctx: LocalContext) -> Reply:
     return {name.encode(): _memory_value(value) for name, value in ctx.server.info().get("memory", {}).items()}
 
@@ -552,7 +561,9 @@ def debug_sleep(ctx: LocalContext, seconds: bytes) -> Reply:
     return OK
 
 
-@command("MODULE LIST", flags=TALK | ADMIN | NOSCRIPT, since="4.0.0", group="server", summary="List all modules: none")
+@command(
+    "MODULE LIST", flags=TALK | ADMIN | NOSCRIPT, since="4.0.0", group="server", summary="No modules: an empty list"
+)
 def module_list(ctx: LocalContext) -> Reply:
     return []
 
@@ -560,9 +571,7 @@ def module_list(ctx: LocalContext) -> Reply:
 # --- ACL --------------------------------------------------------------------------------------------------------------
 
 
-@command(
-    "ACL WHOAMI", flags=TALK | NOSCRIPT, since="6.0.0", group="server", summary="Return the name of the current user"
-)
+@command("ACL WHOAMI", flags=TALK | NOSCRIPT, since="6.0.0", group="server", summary="The user of this connection")
 def acl_whoami(ctx: LocalContext) -> Reply:
     return ctx.session.user.encode()
 
@@ -573,7 +582,7 @@ def acl_whoami(ctx: LocalContext) -> Reply:
     flags=TALK | NOSCRIPT,
     since="6.0.0",
     group="server",
-    summary="List the ACL categories or the commands inside a category",
+    summary="Categories of commands, or the commands of one",
     words_max=3,
 )
 def acl_cat(ctx: LocalContext, category: bytes | None) -> Reply:
@@ -590,12 +599,12 @@ def _default_user(ctx: LocalContext) -> bytes:
     return f"user default on {secret} ~* &* +@all".encode()
 
 
-@command("ACL LIST", flags=OPERATE, since="6.0.0", group="server", summary="List the current ACL rules")
+@command("ACL LIST", flags=OPERATE, since="6.0.0", group="server", summary="The rules; there is one user")
 def acl_list(ctx: LocalContext) -> Reply:
     return [_default_user(ctx)]
 
 
-@command("ACL USERS", flags=OPERATE, since="6.0.0", group="server", summary="List the username of all the ACL rules")
+@command("ACL USERS", flags=OPERATE, since="6.0.0", group="server", summary="The users; there is one")
 def acl_users(ctx: LocalContext) -> Reply:
     return [b"default"]
 

@@ -109,8 +109,8 @@ def check_length(size_bytes: int) -> None:
     Key(String),
     flags=READ | FAST,
     group="string",
-    summary="Get the value of a key",
-    complexity="O(1)",
+    summary="Read a string",
+    complexity="O(log N)",
 )
 def get(ctx: Context, key: String) -> Reply:
     return key.get()
@@ -132,8 +132,8 @@ def get(ctx: Context, key: String) -> Reply:
     ),
     flags=WRITE,
     group="string",
-    summary="Set the string value of a key",
-    complexity="O(1)",
+    summary="Store a string, whatever was there",
+    complexity="O(log N)",
 )
 def set_(ctx: Context, key: String, value: bytes, options: dict[str, Any]) -> Reply:
     if options is NO_OPTIONS:
@@ -157,8 +157,8 @@ def set_(ctx: Context, key: String, value: bytes, options: dict[str, Any]) -> Re
     Bytes("value"),
     flags=WRITE | FAST,
     group="string",
-    summary="Set the value of a key, only if the key does not exist",
-    complexity="O(1)",
+    summary="Store a string, if the key does not exist",
+    complexity="O(log N)",
 )
 def setnx(ctx: Context, key: String, value: bytes) -> Reply:
     if key.exists():
@@ -175,8 +175,8 @@ def setnx(ctx: Context, key: String, value: bytes) -> Reply:
     flags=WRITE,
     since="2.0.0",
     group="string",
-    summary="Set the value and expiration of a key",
-    complexity="O(1)",
+    summary="Store a string for some seconds",
+    complexity="O(log N)",
 )
 def setex(ctx: Context, key: String, seconds: bytes, value: bytes) -> Reply:
     key.set(value, expiry_of(ctx, seconds, unit_ms=1000, relative=True, name="setex"))
@@ -191,8 +191,8 @@ def setex(ctx: Context, key: String, seconds: bytes, value: bytes) -> Reply:
     flags=WRITE,
     since="2.6.0",
     group="string",
-    summary="Set the value and expiration in milliseconds of a key",
-    complexity="O(1)",
+    summary="Store a string for some milliseconds",
+    complexity="O(log N)",
 )
 def psetex(ctx: Context, key: String, milliseconds: bytes, value: bytes) -> Reply:
     key.set(value, expiry_of(ctx, milliseconds, unit_ms=1, relative=True, name="psetex"))
@@ -205,8 +205,8 @@ def psetex(ctx: Context, key: String, milliseconds: bytes, value: bytes) -> Repl
     Bytes("value"),
     flags=WRITE | FAST,
     group="string",
-    summary="Set the string value of a key and return its old value",
-    complexity="O(1)",
+    summary="Store a string; the reply is what was there",
+    complexity="O(log N)",
 )
 def getset(ctx: Context, key: String, value: bytes) -> Reply:
     old = key.get()
@@ -220,8 +220,8 @@ def getset(ctx: Context, key: String, value: bytes) -> Reply:
     flags=WRITE | FAST | MAY_SHRINK,
     since="6.2.0",
     group="string",
-    summary="Get the value of a key and delete the key",
-    complexity="O(1)",
+    summary="Read a string and remove its key",
+    complexity="O(log N)",
 )
 def getdel(ctx: Context, key: String) -> Reply:
     old = key.get()
@@ -243,8 +243,8 @@ def getdel(ctx: Context, key: String) -> Reply:
     flags=WRITE | FAST | MAY_SHRINK,
     since="6.2.0",
     group="string",
-    summary="Get the value of a key and optionally set its expiration",
-    complexity="O(1)",
+    summary="Read a string and change its expiry",
+    complexity="O(log N)",
 )
 def getex(ctx: Context, key: String, options: dict[str, Any]) -> Reply:
     value = key.get()
@@ -271,8 +271,8 @@ def _many(_ctx: Context, argv: list[bytes]) -> int:
     Many(Key()),
     flags=READ | FAST,
     group="string",
-    summary="Get the values of all the given keys",
-    complexity="O(N) where N is the number of keys to retrieve.",
+    summary="Read several strings; null for what is no string",
+    complexity="O(log N) per key",
     size=_many,
 )
 def mget(ctx: Context, names: list[bytes]) -> Reply:
@@ -286,8 +286,8 @@ def mget(ctx: Context, names: list[bytes]) -> Reply:
     flags=WRITE,
     since="1.0.1",
     group="string",
-    summary="Set multiple keys to multiple values",
-    complexity="O(N) where N is the number of keys to set.",
+    summary="Store several strings at once",
+    complexity="O(log N) per key",
 )
 def mset(ctx: Context, pairs: list[tuple[bytes, bytes]]) -> Reply:
     put, db = ctx.writing().put_string, ctx.db
@@ -302,8 +302,8 @@ def mset(ctx: Context, pairs: list[tuple[bytes, bytes]]) -> Reply:
     flags=WRITE,
     since="1.0.1",
     group="string",
-    summary="Set multiple keys to multiple values, only if none of the keys exist",
-    complexity="O(N) where N is the number of keys to set.",
+    summary="Store several strings, if none of the keys exists",
+    complexity="O(log N) per key",
 )
 def msetnx(ctx: Context, pairs: list[tuple[bytes, bytes]]) -> Reply:
     if any(ctx.head(name) is not None for name, _ in pairs):
@@ -319,8 +319,8 @@ def msetnx(ctx: Context, pairs: list[tuple[bytes, bytes]]) -> Reply:
     flags=WRITE | FAST,
     since="2.0.0",
     group="string",
-    summary="Append a value to a key",
-    complexity="O(N) where N is the length of the resulting string.",
+    summary="Lengthen a string by a value",
+    complexity="O(N), N: length of the result",
 )
 def append(ctx: Context, key: String, value: bytes) -> Reply:
     head = ctx.head_of(key.name, STRING)
@@ -338,8 +338,8 @@ def append(ctx: Context, key: String, value: bytes) -> Reply:
     flags=READ | FAST,
     since="2.2.0",
     group="string",
-    summary="Get the length of the value stored in a key",
-    complexity="O(1)",
+    summary="Length of a string in bytes",
+    complexity="O(log N)",
 )
 def strlen(ctx: Context, key: String) -> Reply:
     return len(key.get() or b"")
@@ -363,8 +363,8 @@ getrange = command(
     flags=READ,
     since="2.4.0",
     group="string",
-    summary="Get a substring of the string stored at a key",
-    complexity="O(N) where N is the length of the returned string.",
+    summary="Part of a string, from one byte to another, both included",
+    complexity="O(N), N: length of the reply",
 )(_get_range)
 
 substr = command(
@@ -374,8 +374,8 @@ substr = command(
     Int("end"),
     flags=READ,
     group="string",
-    summary="Get a substring of the string stored at a key",
-    complexity="O(N) where N is the length of the returned string.",
+    summary="Part of a string, from one byte to another, both included",
+    complexity="O(N), N: length of the reply",
 )(_get_range)
 
 
@@ -387,8 +387,8 @@ substr = command(
     flags=WRITE,
     since="2.2.0",
     group="string",
-    summary="Overwrite part of a string at key starting at the specified offset",
-    complexity="O(N) where N is the length of the resulting string.",
+    summary="Overwrite bytes of a string from an offset on, padding with zero bytes",
+    complexity="O(N), N: length of the result",
 )
 def setrange(ctx: Context, key: String, offset: int, value: bytes) -> Reply:
     if offset < 0:
@@ -417,8 +417,8 @@ def _add(ctx: Context, key: String, increment: int) -> int:
     Key(String),
     flags=WRITE | FAST,
     group="string",
-    summary="Increment the integer value of a key by one",
-    complexity="O(1)",
+    summary="Add one to a whole number",
+    complexity="O(log N)",
 )
 def incr(ctx: Context, key: String) -> Reply:
     return _add(ctx, key, 1)
@@ -429,8 +429,8 @@ def incr(ctx: Context, key: String) -> Reply:
     Key(String),
     flags=WRITE | FAST,
     group="string",
-    summary="Decrement the integer value of a key by one",
-    complexity="O(1)",
+    summary="Subtract one from a whole number",
+    complexity="O(log N)",
 )
 def decr(ctx: Context, key: String) -> Reply:
     return _add(ctx, key, -1)
@@ -442,8 +442,8 @@ def decr(ctx: Context, key: String) -> Reply:
     Int("increment"),
     flags=WRITE | FAST,
     group="string",
-    summary="Increment the integer value of a key by the given amount",
-    complexity="O(1)",
+    summary="Add to a whole number",
+    complexity="O(log N)",
 )
 def incrby(ctx: Context, key: String, increment: int) -> Reply:
     return _add(ctx, key, increment)
@@ -455,8 +455,8 @@ def incrby(ctx: Context, key: String, increment: int) -> Reply:
     Int("decrement"),
     flags=WRITE | FAST,
     group="string",
-    summary="Decrement the integer value of a key by the given number",
-    complexity="O(1)",
+    summary="Subtract from a whole number",
+    complexity="O(log N)",
 )
 def decrby(ctx: Context, key: String, decrement: int) -> Reply:
     if decrement == INT64_MIN:
@@ -497,8 +497,8 @@ def add_decimals(one: decimal.Decimal, other: decimal.Decimal) -> bytes:
     flags=WRITE | FAST,
     since="2.6.0",
     group="string",
-    summary="Increment the float value of a key by the given amount",
-    complexity="O(1)",
+    summary="Add to a decimal number",
+    complexity="O(log N)",
 )
 def incrbyfloat(ctx: Context, key: String, increment: bytes) -> Reply:
     head = ctx.head_of(key.name, STRING)

@@ -43,7 +43,11 @@ RunLocal = Callable[[Command, list[bytes]], Reply]
 
 
 @command(
-    "MULTI", flags=TALK | FAST, since="1.2.0", group="transactions", summary="Mark the start of a transaction block"
+    "MULTI",
+    flags=TALK | FAST,
+    since="1.2.0",
+    group="transactions",
+    summary="Queue the commands that follow, until EXEC",
 )
 def multi(ctx: LocalContext) -> Reply:
     if ctx.session.in_multi:
@@ -57,7 +61,7 @@ def multi(ctx: LocalContext) -> Reply:
     flags=TALK | FAST,
     since="2.0.0",
     group="transactions",
-    summary="Discard all commands issued after MULTI",
+    summary="Forget what was queued since MULTI, and the watched keys",
 )
 def discard(ctx: LocalContext) -> Reply:
     if not ctx.session.in_multi:
@@ -72,7 +76,7 @@ def discard(ctx: LocalContext) -> Reply:
     flags=TALK,
     since="1.2.0",
     group="transactions",
-    summary="Execute all commands issued after MULTI",
+    summary="Run what was queued since MULTI as one entry of the log",
 )
 def exec_(ctx: LocalContext) -> Reply:
     """Outside MULTI; inside it the node calls plan_exec()."""
@@ -85,14 +89,14 @@ def exec_(ctx: LocalContext) -> Reply:
     flags=TALK | FAST,
     since="2.2.0",
     group="transactions",
-    summary="Watch the given keys to determine execution of the MULTI/EXEC block",
+    summary="Let EXEC do nothing if one of these keys changes before it",
 )
 def watch(ctx: LocalContext, _names: list[bytes]) -> Reply:
     """Inside MULTI; outside it the node reads the versions on a view (Machine.watch)."""
     raise CommandError(WATCH_INSIDE)
 
 
-@command("UNWATCH", flags=TALK | FAST, since="2.2.0", group="transactions", summary="Forget about all watched keys")
+@command("UNWATCH", flags=TALK | FAST, since="2.2.0", group="transactions", summary="Forget the watched keys")
 def unwatch(ctx: LocalContext) -> Reply:
     """Inside MULTI it is queued, and then does nothing: EXEC forgets the watches anyway."""
     ctx.session.unwatch()
