@@ -17,9 +17,10 @@ Why not check field by field: most fields are scalars, and one `tuple(map(type, 
 of them in C. What is left (ranges, nesting, enums) is done by small closures that are made once per class. A reply of
 eight numbers costs about 1 us to encode and decode.
 
-Memory: msgpack makes Python objects before anybody looks at them, and hostile bytes can ask for 50 times their own size
-(arrays of arrays). Array lengths are bounded before the items are read, and in messages over 64 KiB a hook counts the
-items of finished arrays and gives up at OBJECTS_MAX.
+Memory: msgpack makes Python objects before anybody looks at them, and hostile bytes can ask for 50 times their own
+size (arrays of arrays), or for room that they never fill (16 MiB for 1,024 open arrays of ARRAY_ITEMS_MAX). Array
+lengths are bounded before the items are read, and in messages over 64 KiB a hook counts the items of finished arrays
+and gives up at OBJECTS_MAX. Only who knows the cluster's secret gets here at all.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import msgpack
 
 from raftdb.errors import PeerError
 
-ARRAY_ITEMS_MAX: Final = 4_096
+ARRAY_ITEMS_MAX: Final = 2_048  # an Append holds at most 1,024 entries
 STR_BYTES_MAX: Final = 512
 OBJECTS_MAX: Final = 10 * ARRAY_ITEMS_MAX
 #: Below this size the items need not be counted: 50 times as much is still little.
@@ -50,7 +51,7 @@ INDEX_SUFFIXES: Final = (
     *("stamp", "_ms", "_us", "_bytes", "offset", "length"),
 )
 #: The exceptions: (least, most).
-RANGES: Final[dict[str, tuple[int, int]]] = {"age_ms": (-1, INDEX_MAX), "kind": (0, 255)}
+RANGES: Final[dict[str, tuple[int, int]]] = {"kind": (0, 255)}
 
 M = TypeVar("M", bound=NamedTuple)
 Raw = tuple[Any, ...]

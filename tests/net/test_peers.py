@@ -17,7 +17,7 @@ from raftdb.net.wire import FormProposal, Forward, ForwardReply, JoinRequest, Re
 from raftdb.types import Entry, NodeRef
 from tests.net.peerkit import QUICK, Cluster, Node, all_connected
 
-BEAT = Heartbeat(3, 1, 10, 5, -1)
+BEAT = Heartbeat(3, 1, 10, 5, None)
 
 
 def append(size: int) -> Append:

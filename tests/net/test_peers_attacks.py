@@ -13,7 +13,7 @@ from raftdb.net.link import Stage
 from raftdb.net.wire import HEADER, Accept, Codec, Forward, FrameReader, FrameWriter, Ping, Pong, Reason, Refuse
 from tests.net.peerkit import KEY, QUICK, Cluster, Node, all_connected, identity
 
-BEAT = Heartbeat(3, 1, 10, 5, -1)
+BEAT = Heartbeat(3, 1, 10, 5, None)
 
 
 class Client:

@@ -18,7 +18,7 @@ from tests.proxy import Proxy
 
 
 def beat(number: int) -> Heartbeat:
-    return Heartbeat(1, number, 0, 0, -1)
+    return Heartbeat(1, number, 0, 0, None)
 
 
 def append(size: int) -> Append:

@@ -32,6 +32,7 @@ from raftdb.net.wire import (
     split,
 )
 from raftdb.types import Entry, Membership, NodeRef, SnapshotMeta
+from tests.fuzz.wire import fuzz
 from tests.net.peerkit import identity
 
 KEY = b"k" * 32
@@ -45,8 +46,6 @@ def strategy(hint: Any, name: str) -> st.SearchStrategy[Any]:
     if hint is int:
         if name == "kind":
             return st.integers(0, 255)
-        if name == "age_ms":
-            return st.integers(-1, 2**62 - 1)
         wide = name in {"incarnation", "seed", "chain", "prev_chain", "context", "life", "request_id"}
         return WIDE if wide else SMALL
     if hint is str:
@@ -214,7 +213,7 @@ class TestMessages:
 
     def test_arrays_of_arrays_do_not_grow_without_bound(self):
         """2 MiB of one-item arrays would be 100 MiB of tuples; the count stops it."""
-        many = msgpack.packb([[1]] * 4_000)
+        many = msgpack.packb([[1]] * 2_000)
         payload = b"\xdc" + (500).to_bytes(2, "big") + many * 500
         with pytest.raises(PeerError, match="too many items"):
             schema.unpack(payload, wire.MESSAGE_BYTES_MAX)
@@ -390,3 +389,10 @@ class TestFragments:
             assert reader.feed(writer.frame(16, piece, FRAGMENT)) == []
         with pytest.raises(PeerError, match="over its limit"):
             reader.feed(writer.frame(16, b"x", FRAGMENT))
+
+
+def test_a_second_of_fuzzing_finds_nothing():
+    """The campaign is longer; this keeps the fuzzer itself alive."""
+    tried, wrong = fuzz(1.0, seed=7)
+    assert wrong == ""
+    assert tried > 100
