@@ -213,11 +213,15 @@ class SimLog:
     def true_chain(self, index: int) -> int:
         return self.items[index - self.first].chain if index >= self.first else self.base_chain
 
-    def holds(self, index: int, term: int) -> bool:
-        """Is this entry here, whole, in the log or below its base?"""
+    def claims(self, index: int, term: int) -> bool:
+        """Was this entry written here? (Damaged since or not: a damaged node neither votes nor leads.)"""
         if index < self.first:
             return True
-        return index <= self.last and self.items[index - self.first].term == term and index not in self.damaged
+        return index <= self.last and self.items[index - self.first].term == term
+
+    def holds(self, index: int, term: int) -> bool:
+        """Is this entry here, whole?"""
+        return self.claims(index, term) and index not in self.damaged
 
     def copy(self) -> SimLog:
         twin = SimLog.__new__(SimLog)

@@ -77,7 +77,6 @@ class Judge:
             SnapshotOffer: self._from_leader,
             TimeoutNow: self._from_leader,
             AppendReply: self._append_reply,
-            HeartbeatReply: self._heartbeat_reply,
         }
 
     # --- messages ---------------------------------------------------------------------------------------------------
@@ -118,19 +117,15 @@ class Judge:
             raise Violation("I3", f"{node.id} leads term {message.term}, its disk is in {node.disk.log.hard.term}")
 
     def _append_reply(self, node: SimNode, message: AppendReply) -> None:
-        if not message.ok:
-            return
         log = node.disk.log
+        if not message.ok or message.term < log.hard.term:
+            return  # (of a former term: a later leader may have cut since what was written then)
         if message.index > log.last:
             raise Violation("I10", f"{node.id} acknowledges {message.index}, its disk ends at {log.last}")
         if log.damaged and any(index <= message.index for index in log.damaged):
             known = [i for i in log.damaged if i <= message.index and i in node.quarantined]
             if known:
                 raise Violation("I21", f"{node.id} acknowledges {message.index} beyond the damaged {known}")
-
-    def _heartbeat_reply(self, node: SimNode, message: HeartbeatReply) -> None:
-        if message.last > node.disk.log.last:
-            raise Violation("I10", f"{node.id} tells {message}, its disk ends at {node.disk.log.last}")
 
     def _vote_message(self, node: SimNode, to: NodeRef, message: Any) -> None:
         """A vote, or the request for one (which says whom its sender votes for).
@@ -303,7 +298,7 @@ class Judge:
         holders = 0
         for ref in voters:
             disk = graves.get(ref) or disks.get(ref)
-            if disk is not None and disk.log.holds(index, term):
+            if disk is not None and disk.log.claims(index, term):
                 holders += 1
         if 2 * holders <= len(voters):
             raise Violation("I10", f"{leader.id} commits {index}@{term}, durable on {holders} of {len(voters)} voters")

@@ -15,6 +15,7 @@ from tests.sim.world import FATES, World
 
 LIMIT = 60_000 * MS
 STEP = 100 * MS
+AGAIN = 5_000 * MS  # an answer that has not come by then does not come
 
 
 def settle(world: World) -> bool:
@@ -24,7 +25,7 @@ def settle(world: World) -> bool:
         return False
     calm(world, chosen)
     deadline = world.now + LIMIT
-    op = 0
+    op, asked = 0, 0
     while world.now < deadline:
         horizon = world.now + STEP
         while world.heap and world.heap[0][0] <= horizon:
@@ -32,8 +33,8 @@ def settle(world: World) -> bool:
         world.now = horizon
         if op and world.ops[op].index and caught_up(world, chosen, world.ops[op].index):
             return True
-        if not op or not world.ops[op].index:
-            op = probe(world, chosen)
+        if not op or (not world.ops[op].index and world.now > asked + AGAIN):
+            op, asked = probe(world, chosen), world.now
     raise Violation("I22", f"{LIMIT // MS // 1000} s after the faults stopped on {chosen}: {state(world)}")
 
 
@@ -52,14 +53,16 @@ def choose(world: World) -> list[str]:
 
 
 def relevant(world: World) -> list[Membership]:
-    """The committed members, and whatever newer ones a disk still holds."""
+    """The committed members, and whatever newer ones a disk or a node still holds."""
     judge = world.judge
     found: list[Membership] = []
     last = max(key >> 64 for key in judge.memberships if is_committed(world, key))
     found.append(judge.memberships[last << 64 | judge.terms[last]])
-    for disk in world.disks.values():
-        if disk.log.membership.index > last and disk.log.membership not in found:
-            found.append(disk.log.membership)
+    held = [disk.log.membership for disk in world.disks.values()]
+    held += [node.core.membership for node in world.nodes.values() if node is not None]
+    for membership in held:
+        if membership.index > last and membership not in found:
+            found.append(membership)
     return found
 
 
@@ -97,6 +100,10 @@ def calm(world: World, chosen: list[str]) -> None:
                 if style != 4:  # it cannot hear
                     world.cuts[other, node_id] = 1 << 30
     world.fates = [(world.settings.delay,)] * FATES
+    world.config = world.config._replace(promote_learners=False)  # the majority must stay one
+    for other_node in world.nodes.values():
+        if other_node is not None:
+            other_node.core.config = world.config
     for node_id in chosen:
         node = world.nodes[node_id]
         if node is None:

@@ -99,13 +99,18 @@ class SimNode:
             self.core.step(sender, message)
         except EntryDamaged as error:
             self.quarantine(error.index)
-        if type(message) is AppendReply and self.core.role is Role.LEADER:
+        if self.core.role is not self.role or self.core.term != self.term:
+            self.role_changed()
+        if type(message) is AppendReply and self.role is Role.LEADER:
             self.judge.matched(self, sender)
 
     def tick(self) -> None:
         if self.writing is not None and not self.overlap:
             return
-        self.core.tick()
+        core = self.core
+        core.tick()
+        if core.role is Role.LEADER and core.snapshot_wanted:
+            self.want_snapshot()
         self.turn()
 
     def turn(self) -> None:
@@ -153,6 +158,8 @@ class SimNode:
         """Stage two: what the durable state allows."""
         self.writing = None
         released = self.core.persisted(ready)
+        if self.core.role is not self.role or self.core.term != self.term:
+            self.role_changed()
         if released.send:
             self.judge.late(self, released.send)
             self.world.send(self, released.send)
@@ -183,21 +190,22 @@ class SimNode:
         """Show the judge what has changed."""
         core = self.core
         if core.role is not self.role or core.term != self.term:
-            self.role, self.term = core.role, core.term
-            self.rounds.clear()
-            self.judge.role(self)
+            self.role_changed()
         commit = core.commit
         if commit > self.commit:
-            last = self.disk.log.last
-            if commit > last and self.writing is not None:
-                entries = self.writing.persist.entries  # type: ignore[union-attr]
-                last = entries[-1].index if entries else last
+            last = self.last()
             commit = min(commit, last)
             if commit > self.commit:
                 self.judge.commit(self, commit)
                 self.commit = commit
         elif commit < self.commit:
             self.judge.commit(self, commit)
+
+    def role_changed(self) -> None:
+        self.role, self.term = self.core.role, self.core.term
+        if self.role is Role.LEADER:
+            self.proposed.clear()  # of a former term: whether they are executed is not known
+        self.judge.role(self)
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -228,9 +236,8 @@ class SimNode:
             self.serve()
         if self.waiting:
             self.propose()
-        if not self.snapshotting and applied - self.snapshot_index() >= self.world.settings.snapshot_entries:
-            self.snapshotting = True
-            self.world.start_snapshot(self, self.make_snapshot())
+        if applied - self.snapshot_index() >= self.world.settings.snapshot_entries:
+            self.want_snapshot()
 
     def answer(self, index: int) -> None:
         """Applied: whoever asked for this entry gets the reply."""
@@ -247,6 +254,7 @@ class SimNode:
         self.commit = max(self.commit, self.applied)
         self.fetching = None
         self.quarantined &= self.disk.log.damaged
+        self.core.snapshot_available(meta)
         self.core.applied_to(self.applied)
         self.judge.bounds(self)
         if self.reads:
@@ -260,6 +268,12 @@ class SimNode:
     def snapshot_index(self) -> int:
         snapshot = self.disk.log.snapshot
         return 0 if snapshot is None else snapshot.index
+
+    def want_snapshot(self) -> None:
+        """A snapshot of the state as it is now, unless there is one already or on its way."""
+        if not self.snapshotting and self.applied > self.snapshot_index():
+            self.snapshotting = True
+            self.world.start_snapshot(self, self.make_snapshot())
 
     def make_snapshot(self) -> Snapshot:
         log, index = self.disk.log, self.applied
@@ -367,12 +381,29 @@ class SimNode:
 
     # --- for the judge ----------------------------------------------------------------------------------------------
 
+    def last(self) -> int:
+        """The last entry on the disk or on its way there."""
+        last = self.disk.log.last
+        if self.writing is not None and (persist := self.writing.persist) is not None:
+            if persist.install is not None and not persist.keep_suffix:
+                last = persist.install.index
+            if persist.truncate_from is not None:
+                last = persist.truncate_from - 1
+            if persist.entries:
+                last = persist.entries[-1].index
+        return last
+
     def entry(self, index: int) -> Entry | None:
         """What is at `index`, on the disk or on its way there; None below the base or beyond the end."""
         log = self.disk.log
         for persist in self.disk.pending:
-            if persist.entries and persist.entries[0].index <= index <= persist.entries[-1].index:
-                return persist.entries[index - persist.entries[0].index]
+            entries = persist.entries
+            if entries and entries[0].index <= index <= entries[-1].index:
+                return entries[index - entries[0].index]
+            if persist.truncate_from is not None and index >= persist.truncate_from:
+                return None
+            if persist.install is not None and (index <= persist.install.index or not persist.keep_suffix):
+                return None
         return log.items[index - log.first] if log.first <= index <= log.last else None
 
     def stamp_before(self, index: int, persist: Persist) -> int:

@@ -367,10 +367,13 @@ class World:
         node = self.nodes[node_id]
         if node is None or not self.same(node, life):
             return
+        if node.writing is not None:
+            self.later(MS, self.do_snapshot, node_id, life, snapshot)
+            return
         if self.script is not None:
-            if not node.applied:
-                return
-            snapshot = node.make_snapshot()
+            index, chains = snapshot.meta.index, self.judge.committed_chains
+            if index > node.applied or chains[index] != snapshot.meta.chain:
+                snapshot = node.make_snapshot()
         node.snapshot_done(snapshot)
 
     def start_fetch(self, node: SimNode, meta: SnapshotMeta) -> None:
@@ -382,6 +385,9 @@ class World:
         """The file has been pulled, or not: its owner is gone, or has swept it, or the link is cut."""
         node, owner = self.nodes[node_id], self.nodes[source]
         if node is None or not self.same(node, life):
+            return
+        if node.writing is not None:
+            self.later(MS, self.do_fetch, node_id, life, source, meta)
             return
         if self.script is not None and node.fetching is not None:
             meta = node.fetching
@@ -403,7 +409,6 @@ class World:
         client, s, rng = self.clients[number], self.settings, self.rng
         op = self.next_op = self.next_op + 1
         read = rng.random() < s.reads
-        client.tries = 0
         self.later(0, self.do_op, op, number, rng.randrange(KEYS), read, read and rng.random() < s.leases)
         self.later(s.patience, self.do_give_up, op)
         client.op = op
@@ -419,6 +424,7 @@ class World:
         token = self.history.invoke((number, self.unknown), key, "read" if read else "write", None if read else op)
         self.ops[op] = Op(number, key, read, lease, self.judge.acknowledged, token)
         self.clients[number].op = op
+        self.clients[number].tries = 0
 
     def _request(self, client: Client) -> None:
         node_id = client.hint or self.ids[self.rng.randrange(len(self.ids))]
@@ -484,7 +490,9 @@ class World:
     def finish(self, op: int) -> None:
         wanted = self.ops[op]
         wanted.done = True
-        self.later(self.spread(self.settings.think), self.draw_op, wanted.client)
+        if wanted.client < self.settings.clients:
+            think = self.settings.think * 10 if self.quiet else self.settings.think
+            self.later(self.spread(think), self.draw_op, wanted.client)
 
     def wrote(self, node: SimNode, ops: tuple[int, ...]) -> None:
         """Applied and answered."""
