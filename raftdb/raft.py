@@ -27,6 +27,7 @@ import logging
 import math
 import queue
 import re
+import signal
 import socket
 import sys
 import threading
@@ -55,6 +56,7 @@ CONF_PING_TIMEOUT = 5
 REQUESTS_WAITING_MAX: Final = 4_096  # of request_async
 REQUEST_THREADS: Final = 4
 PAGE_KEYS: Final = 500
+JOIN_POLL_S: Final = 0.2  # how soon a signal is seen
 EVENTS: Final = ("on_start", "on_shutdown", "on_leader", "on_follower", "on_candidate")
 _BUILTIN: Final = builtin_table()  # what handlers and `data` build on, whatever the application replaces
 _STATES: Final = {Role.LEADER: "l", Role.FOLLOWER: "f", Role.LEARNER: "f", Role.CANDIDATE: "c"}
@@ -537,9 +539,13 @@ class RaftNode:
             self._node.stop()
 
     def join(self) -> None:
-        """Wait until the node ends. Ctrl-C ends it cleanly."""
+        """Wait until the node ends. Ctrl-C ends it cleanly; so does SIGTERM, unless the program handles it itself."""
+        asked = threading.Event()
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, lambda *_: asked.set())
         try:
-            while not self.node.join(1.0):
+            while not asked.is_set() and not self.node.join(JOIN_POLL_S):
                 pass
         except KeyboardInterrupt:
             pass

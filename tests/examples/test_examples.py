@@ -1,0 +1,178 @@
+"""The programs under examples/, run as a person would run them, and the readme's programs of the forerunner."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.e2e.processes import free_port, wait_for
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+#: The forerunner's readme, as it stands but for the import (and a shorter sleep, so that the test need not wait).
+README_URL_CHECKER = """
+import threading, time, urllib.request
+from raftdb import raft
+
+def url_checker(node):
+	while not node.shutdown_flag:
+		time.sleep(SLEEP)
+
+		if node.state != 'l':
+			continue
+
+		for k, v in node.data.items():
+			if not k.startswith('url_'):
+				continue
+
+			try:
+				url = v
+				if not v.startswith('http'):
+					url = 'https://' + v
+
+				result = urllib.request.urlopen(url).read()
+				print('url %s is ok' % k, flush=True)
+			except Exception as e:
+				print('url %s is bad - %s' % (k, e), flush=True)
+
+
+def url_check_start(node):
+	print('url check start...', flush=True)
+	if not hasattr(node, 'checker'):
+		node.checker = threading.Thread(target=url_checker, args=(node,))
+		node.checker.start()
+
+
+node = raft.make_default_node()
+
+node.worker.handler['on_leader'] = url_check_start
+
+node.start()
+node.join()
+"""
+
+
+class Program:
+    """A program on a node's command line."""
+
+    def __init__(self, directory: Path, script: Path, number: int, ports: list[int], *more: str) -> None:
+        self.port = ports[number - 1]
+        self.output_path = directory / f"{number}.txt"
+        others = ",".join(f"{n}/127.0.0.1:{port}" for n, port in enumerate(ports, 1) if n != number)
+        self.command = [sys.executable, str(script), "-a", f"127.0.0.1:{self.port}", "-i", str(number)]
+        self.command += ["-d", str(directory / str(number)), *(["-e", others] if others else []), *more]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAFTDB_")} | {"PYTHONPATH": str(ROOT)}
+        with self.output_path.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=directory, env=environment
+            )
+
+    @property
+    def output(self) -> str:
+        return self.output_path.read_text(errors="replace")
+
+    def client(self) -> redis.Redis:
+        return redis.Redis("127.0.0.1", self.port, decode_responses=True, socket_timeout=10)
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, self.output
+        with contextlib.suppress(redis.RedisError, OSError), self.client() as r:
+            return bool(r.set("__probe", "1"))
+        return False
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> int:
+        self.process.terminate()
+        return self.process.wait(20)
+
+
+@contextlib.contextmanager
+def programs(directory: Path, script: Path, count: int, *more: str) -> Iterator[list[Program]]:
+    ports: list[int] = []
+    while len(ports) < count:
+        port = free_port(["127.0.0.1"])
+        if all(abs(port - other) > 1 for other in ports):
+            ports.append(port)
+    running = [Program(directory, script, n, ports, *more) for n in range(1, count + 1)]
+    try:
+        for program in running:
+            wait_for(f"{program.command} to accept writes", program.answers, 30)
+        yield running
+    finally:
+        for program in running:
+            program.kill()
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    """A web site that is up."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+    server.server_close()
+
+
+def leader_of(running: list[Program]) -> Program | None:
+    for program in running:
+        if program.process.poll() is None:
+            with contextlib.suppress(redis.RedisError, OSError), program.client() as r:
+                if r.info("raft")["raft_role"] == "leader":
+                    return program
+    return None
+
+
+def test_cas(tmp_path):
+    with programs(tmp_path, EXAMPLES / "cas.py", 1) as (one,):
+        with one.client() as r:
+            assert r.execute_command("CAS", "color", "none", "red") == "none"
+            assert r.execute_command("CAS", "color", "blue", "green") == "red"
+            assert r.execute_command("CAS", "color", "red", "green") == "red"
+            assert r.get("color") == "green"
+            assert r.execute_command("CAS", "absent", "x", "y") is None
+        assert one.terminate() == 0, one.output
+
+
+def test_sessions_end(tmp_path):
+    more = ("--keep", "2", "--every", "0.1")
+    with programs(tmp_path, EXAMPLES / "session_expiry.py", 1, *more) as (one,), one.client() as r:
+        assert r.execute_command("TOUCH_SESSION", "anna") == 2
+        assert r.execute_command("TOUCH_SESSION", "bert") == 2
+        assert r.execute_command("SESSIONS") == ["anna", "bert"]
+        wait_for("both to end", lambda: "anna has ended" in one.output and "bert has ended" in one.output)
+        assert r.execute_command("SESSIONS") == []
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("which", ["example", "readme"])
+def test_the_url_checker_moves_with_the_leader(tmp_path, site, which):
+    script = EXAMPLES / "url_checker.py"
+    more = ["--every", "0.2"]
+    if which == "readme":
+        script, more = tmp_path / "readme.py", []
+        script.write_text(README_URL_CHECKER.replace("SLEEP", "0.2"))
+    with programs(tmp_path, script, 3, *more) as running:
+        with running[1].client() as r:
+            r.set("url_site", site)
+            r.set("url_dead", "http://127.0.0.1:1/")
+        first = wait_for("a leader", lambda: leader_of(running))
+        wait_for("the leader to check", lambda: "url_site is ok" in first.output and "url_dead is bad" in first.output)
+        others = [program for program in running if program is not first]
+        assert not any(re.search("url_site is", program.output) for program in others)
+        first.kill()
+        second = wait_for("another leader", lambda: leader_of(others), 15)
+        wait_for("the new leader to check", lambda: "url_site is ok" in second.output, 15)
