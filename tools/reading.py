@@ -423,8 +423,9 @@ def elements(view: View, head: Head) -> Iterator[Facts]:
         for score, member in view.scan_scores(head.collection):
             yield {"member": member, "score": score}
     elif head.type == LIST:
-        for position, value in view.scan_items(head.collection, head.first, head.last):
-            yield {"index": position - head.first, "value": value}
+        items = view.scan_items(head.collection, head.first, head.last)  # positions have gaps
+        for place, (_, value) in enumerate(items):
+            yield {"index": place, "value": value}
 
 
 def row_text(facts: Facts) -> str:
