@@ -25,21 +25,25 @@ from typing import TYPE_CHECKING, Any, Final
 from raftdb import clock
 from raftdb.commands import transactions
 from raftdb.commands.context import StampBehind
-from raftdb.commands.machine import Request, is_read_only
-from raftdb.commands.table import BLOCKING, LOADING, LOCAL, MAY_SHRINK, NOAUTH, NOMULTI, READ, SLOW, TRANSACTION, WRITE
+from raftdb.commands.machine import Request, Transaction, is_read_only
+from raftdb.commands.table import BLOCKING, LOADING, LOCAL, MAY_SHRINK, NOAUTH, READ, SLOW, TRANSACTION, WRITE
+from raftdb.commands.transactions import Plan
 from raftdb.config import SETTINGS
 from raftdb.errors import CommandError
 from raftdb.net.resp import encode, encode_many
 from raftdb.net.server import protected_mode_refusal
 from raftdb.node.pending import DISK_LOW, TOO_BUSY, Ticket
+from raftdb.types import OK, Encoded
 
 if TYPE_CHECKING:
+    from raftdb.commands.context import Context
     from raftdb.commands.machine import Machine
     from raftdb.commands.table import Command, Table
     from raftdb.config import Config
     from raftdb.net.server import Connection, Loop, WorkerPool
     from raftdb.node.driver import Driver
     from raftdb.node.port import Port
+    from raftdb.storage.view import View
 
 log = logging.getLogger("raftdb.dispatch")
 
@@ -49,7 +53,7 @@ COMMAND_OVERHEAD_BYTES: Final = 16
 DATA: Final = READ | WRITE
 
 NO_AUTH: Final = CommandError("NOAUTH Authentication required.")
-NOT_IN_MULTI: Final = CommandError("ERR Command not allowed inside a transaction")
+TOO_LARGE: Final = CommandError("ERR the transaction is too large; EXEC will fail")
 
 
 class Run:
@@ -59,16 +63,92 @@ class Run:
 
     def __init__(self, conn: Connection, protocol: int, requests: list[Any], since_s: float) -> None:
         self.conn = conn
-        self.protocol = protocol
+        self.protocol = protocol  # 0: the client wants no answers
         self.requests = requests
         self.since_s = since_s
 
+    def execute(self, machine: Machine, ctx: Context) -> list[Any]:
+        """A reply per request. Raises StampBehind."""
+        read = machine.read_in
+        return [read(ctx, request) for request in self.requests]
+
+    def is_long(self, machine: Machine, view: View) -> bool:
+        """Does this belong on a worker? Head records tell."""
+        for request in self.requests:
+            row = request.command
+            if row.flags & SLOW or (row.size is not None and machine.size(view, request) > RECORDS_ON_LOOP_MAX):
+                return True
+        return False
+
     def answer(self, replies: Sequence[Any]) -> None:
         """Any thread that was lent the connection."""
-        self.conn.send(encode_many(replies, self.protocol), len(replies))
+        data = encode_many(replies, self.protocol) if self.protocol else b""
+        self.conn.send(data, len(replies))
 
     def fail(self, error: CommandError) -> None:
         self.answer([error] * len(self.requests))
+
+
+class WatchRun(Run):
+    """WATCH: the versions of the keys, remembered in the session."""
+
+    __slots__ = ()
+
+    def execute(self, machine: Machine, ctx: Context) -> list[Any]:
+        request = self.requests[0]
+        keys = request.argv[1:]
+        versions = machine.watch(ctx.txn, request.db, keys, ctx.clock_ms)
+        for key, version in zip(keys, versions, strict=True):
+            self.conn.session.watch(request.db, key, version)
+        return [OK]
+
+    def is_long(self, machine: Machine, view: View) -> bool:
+        return False
+
+
+class ExecRun(Run):
+    """EXEC of a transaction that only reads."""
+
+    __slots__ = ("finish",)
+
+    def __init__(
+        self, conn: Connection, protocol: int, transaction: Transaction, since_s: float, finish: Callable[[Any], Any]
+    ) -> None:
+        super().__init__(conn, protocol, [transaction], since_s)
+        self.finish = finish
+
+    def execute(self, machine: Machine, ctx: Context) -> list[Any]:
+        return [machine.read(ctx.txn, self.requests[0], ctx.clock_ms, ctx.breathe)]
+
+    def is_long(self, machine: Machine, view: View) -> bool:
+        requests = self.requests[0].requests
+        return len(requests) > RUN_COMMANDS_MAX or any(row.command.flags & SLOW for row in requests)
+
+    def answer(self, replies: Sequence[Any]) -> None:
+        super().answer([self.finish(reply) for reply in replies])
+
+
+class ExecTicket(Ticket):
+    """EXEC of a transaction that writes: local commands of the queue are answered when it has been executed."""
+
+    __slots__ = ("finish", "plan")
+
+    def __init__(
+        self, conn: Connection, protocol: int, plan: Plan, size_bytes: int, since_s: float, finish: Callable[[Any], Any]
+    ) -> None:
+        items = [plan.transaction]
+        super().__init__(conn, protocol, items, items, size_bytes, since_s)
+        self.plan = plan
+        self.finish = finish
+
+    def answer(self, replies: Sequence[Any], index: int) -> None:
+        super().answer([self.finish(reply) for reply in replies], index)
+
+    def answer_encoded(self, data: bytes, index: int) -> None:
+        """The leader's array, with the answers of the local commands put in their places."""
+        if data.startswith(b"*") and not data.startswith(b"*-"):
+            data = encode(self.finish([Encoded(element) for element in elements(data)]), self.protocol)
+        super().answer_encoded(data, index)
 
 
 class Gather:
@@ -129,7 +209,7 @@ class Dispatch:
         while taken < len(argvs):
             if self._paused_until_s and self._is_paused(conn, argvs[taken]):
                 break
-            if session.authenticated and not session.in_multi and self.not_ready is None:
+            if session.authenticated and not session.in_multi and self.not_ready is None and session.reply_mode == "on":
                 count = self._take_run(conn, argvs, taken)
                 if count:
                     taken += count
@@ -181,15 +261,26 @@ class Dispatch:
     def _hand_over(self, conn: Connection, items: list[Any], union: int) -> None:
         gather: Gather = conn.context
         now_s = clock.monotonic()
+        protocol = self._protocol(conn)
         if not union & WRITE:
-            gather.runs.append(Run(conn, conn.session.protocol, items, now_s))
+            gather.runs.append(Run(conn, protocol, items, now_s))
             return
         writes = items if not union & READ else [item for item in items if item.command.flags & WRITE]
         if self.driver.housekeeper.low and not all(item.command.flags & MAY_SHRINK for item in writes):
-            conn.send(encode(DISK_LOW, conn.session.protocol) * len(items), len(items))
+            conn.send(encode_many([DISK_LOW] * len(items), protocol) if protocol else b"", len(items))
             return
         size_bytes = sum([COMMAND_OVERHEAD_BYTES + sum(map(len, item.argv)) for item in writes])
-        gather.tickets.append(Ticket(conn, conn.session.protocol, items, writes, size_bytes, now_s))
+        gather.tickets.append(Ticket(conn, protocol, items, writes, size_bytes, now_s))
+
+    @staticmethod
+    def _protocol(conn: Connection) -> int:
+        """The protocol that the answers of the commands at hand are due in; 0 when the client wants none."""
+        session = conn.session
+        if session.reply_mode == "on":
+            return session.protocol
+        if session.reply_mode == "skip":
+            session.reply_mode = "on"
+        return 0
 
     def _row(self, name: bytes) -> Command | None:
         """The command of this name, remembered under the client's spelling (spellings are finite: 2**letters)."""
@@ -211,7 +302,7 @@ class Dispatch:
             return self._reply(conn, NO_AUTH if not session.authenticated else error)
         if not session.authenticated and not row.flags & NOAUTH:
             return self._reply(conn, NO_AUTH)
-        if session.in_multi and not row.flags & TRANSACTION:
+        if session.in_multi and transactions.is_queued(row):
             return self._reply(conn, self._queue(conn, row, argv))
         if self.not_ready is not None and not row.flags & LOADING:
             return self._reply(conn, self.not_ready)
@@ -222,16 +313,23 @@ class Dispatch:
             return False
         return self._local(conn, row, argv)
 
-    @staticmethod
-    def _reply(conn: Connection, reply: Any) -> bool:
-        conn.reply(reply)
+    def _reply(self, conn: Connection, reply: Any) -> bool:
+        """Answer now."""
+        if self._protocol(conn):
+            conn.reply(reply)
+        else:
+            conn.send(b"")
         return True
 
     def _local(self, conn: Connection, row: Command, argv: list[bytes]) -> bool:
         if row.flags & (SLOW | BLOCKING):
-            return self._on_worker(conn, lambda: conn.reply(self._run_local(conn, row, argv)))
+            return self._on_worker(conn, lambda: self._run_local(conn, row, argv))
+        mode = conn.session.reply_mode
         reply = self._run_local(conn, row, argv)
-        conn.reply(reply)
+        if mode == conn.session.reply_mode:
+            self._reply(conn, reply)
+        else:
+            conn.reply(reply)  # CLIENT REPLY itself: its own answer is right
         if row.name == "QUIT":
             conn.close_after_flush()
             return False
@@ -240,17 +338,18 @@ class Dispatch:
     def _run_local(self, conn: Connection, row: Command, argv: list[bytes]) -> Any:
         return self.machine.local(self.port, conn.session, row, argv)
 
-    def _on_worker(self, conn: Connection, fn: Callable[[], None]) -> bool:
+    def _on_worker(self, conn: Connection, fn: Callable[[], Any]) -> bool:
         """Run `fn`, which answers one command of `conn`, on a worker; False, since its answer comes later."""
 
         def guarded() -> None:
             try:
-                fn()
+                reply = fn()
             except CommandError as error:
-                conn.reply(error)
+                reply = error
             except Exception as error:
-                conn.reply(CommandError("ERR internal error"))
+                reply = CommandError("ERR internal error")
                 self.driver.fail(error)
+            self._reply(conn, reply)
 
         if not self.pool.submit(guarded):
             conn.reply(TOO_BUSY)
@@ -258,28 +357,54 @@ class Dispatch:
 
     # --- MULTI ------------------------------------------------------------------------------------------------------
 
-    def _queue(self, conn: Connection, row: Command, argv: list[bytes]) -> Any:
-        if row.flags & NOMULTI:
+    @staticmethod
+    def _queue(conn: Connection, row: Command, argv: list[bytes]) -> Any:
+        refused = transactions.refused_in_multi(row)
+        if refused is not None:
             conn.session.refuse_exec()
-            return NOT_IN_MULTI
-        return transactions.queue(self.table, conn.session, argv)
+            return refused
+        if not conn.session.enqueue(argv):
+            return TOO_LARGE
+        return transactions.QUEUED
 
     def _transaction(self, conn: Connection, row: Command, argv: list[bytes]) -> bool:
         """MULTI, EXEC, DISCARD, WATCH, UNWATCH."""
         session = conn.session
-        if row.name == "EXEC":
+        if session.in_multi and row.name == "EXEC":
             return self._exec(conn)
         if row.name == "WATCH" and not session.in_multi:
-            self._hand_over(conn, [Request(session.db, argv, row)], READ)
+            request = Request(session.db, argv, row)
+            conn.context.runs.append(WatchRun(conn, self._protocol(conn), [request], clock.monotonic()))
             return False
         return self._reply(conn, self.machine.local(self.port, session, row, argv))
 
     def _exec(self, conn: Connection) -> bool:
+        session = conn.session
         try:
-            transaction, merge = transactions.plan(self.table, conn.session)
+            plan = transactions.plan_exec(self.table, session)
         except CommandError as error:
             return self._reply(conn, error)
-        raise NotImplementedError(transaction, merge, is_read_only)
+
+        def finish(reply: Any) -> Any:
+            return plan.merge(reply, transactions.local_runner(self.table, self.port, session), session)
+
+        if plan.is_empty:
+            return self._reply(conn, finish([]))
+        return self._execute(conn, plan, finish)
+
+    def _execute(self, conn: Connection, plan: Plan, finish: Callable[[Any], Any]) -> bool:
+        """A transaction that only reads is a read; any other is a write."""
+        protocol, now_s = self._protocol(conn), clock.monotonic()
+        transaction = plan.transaction
+        if is_read_only(transaction):
+            conn.context.runs.append(ExecRun(conn, protocol, transaction, now_s, finish))
+            return False
+        if self.driver.housekeeper.low and not all(_shrinks(request) for request in transaction.requests):
+            conn.send(encode(DISK_LOW, protocol) if protocol else b"")
+            return True
+        size_bytes = sum([COMMAND_OVERHEAD_BYTES + sum(map(len, request.argv)) for request in transaction.requests])
+        conn.context.tickets.append(ExecTicket(conn, protocol, plan, size_bytes, now_s, finish))
+        return False
 
     # --- serving reads ----------------------------------------------------------------------------------------------
 
@@ -292,20 +417,17 @@ class Dispatch:
         with self.machine.kv.view() as view:  # type: ignore[union-attr]
             if still is not None and not still():
                 return False
+            ctx = self.machine.context(view, 0, clock_ms)
             for run in runs:
-                self._serve_run(view, run, clock_ms)
+                self._serve_run(view, ctx, run)
         return True
 
-    def _serve_run(self, view: Any, run: Run, clock_ms: int | None) -> None:
-        read, size = self.machine.read, self.machine.size
-        replies = []
+    def _serve_run(self, view: View, ctx: Context, run: Run) -> None:
+        if run.is_long(self.machine, view):
+            self._serve_on_worker(run)
+            return
         try:
-            for request in run.requests:
-                row = request.command
-                if row.flags & SLOW or (row.size is not None and size(view, request) > RECORDS_ON_LOOP_MAX):
-                    self._serve_on_worker(run)
-                    return
-                replies.append(read(view, request, clock_ms))
+            replies = run.execute(self.machine, ctx)
         except StampBehind as behind:
             self.driver.reads.await_stamp(run, behind.due_ms)
             return
@@ -315,18 +437,25 @@ class Dispatch:
         """The whole run on a worker: a view that is opened later is only fresher."""
 
         def work() -> None:
-            breathe = clock.Breather()
+            started_s = clock.monotonic()
             try:
                 with self.machine.kv.view() as view:  # type: ignore[union-attr]
                     clock_ms = self.driver.clock_for_reads()
-                    replies = [self.machine.read(view, request, clock_ms, breathe) for request in run.requests]
+                    replies = run.execute(self.machine, self.machine.context(view, 0, clock_ms, clock.Breather()))
             except StampBehind as behind:
                 self.driver.reads.await_stamp(run, behind.due_ms)
                 return
             run.answer(replies)
+            self._note_slow(started_s, run)
 
         if not self.pool.submit(work):
             run.fail(TOO_BUSY)
+
+    def _note_slow(self, started_s: float, run: Run) -> None:
+        micros = int((clock.monotonic() - started_s) * 1e6)
+        request = run.requests[0]
+        argv = request.argv if isinstance(request, Request) else [b"EXEC"]
+        self.port.slow(micros, argv, run.conn.session)
 
     # --- CLIENT PAUSE -----------------------------------------------------------------------------------------------
 
@@ -354,3 +483,34 @@ class Dispatch:
         """Driver, once per tick."""
         if self._paused_until_s and now_s >= self._paused_until_s:
             self.unpause()
+
+
+def _shrinks(request: Any) -> bool:
+    return not request.command.flags & WRITE or bool(request.command.flags & MAY_SHRINK)
+
+
+def elements(data: bytes) -> list[bytes]:
+    """The elements of one encoded array, each as it stands on the wire."""
+    at = data.index(b"\r\n") + 2
+    found = []
+    while at < len(data):
+        stop = _end(data, at)
+        found.append(data[at:stop])
+        at = stop
+    return found
+
+
+def _end(data: bytes, at: int) -> int:
+    """Where the reply that starts at `at` ends."""
+    line = data.index(b"\r\n", at)
+    kind = data[at : at + 1]
+    if kind in b"$=!":
+        size = int(data[at + 1 : line])
+        return line + 2 if size < 0 else line + 4 + size
+    if kind not in b"*~>%":
+        return line + 2
+    count = int(data[at + 1 : line]) * (2 if kind == b"%" else 1)
+    at = line + 2
+    for _ in range(count):
+        at = _end(data, at)
+    return at

@@ -36,6 +36,8 @@ from raftdb import clock
 from raftdb.config import MIB
 from raftdb.consensus import membership
 from raftdb.consensus.core import Busy, NotLeader
+from raftdb.consensus.lease import Lease
+from raftdb.consensus.stamp import StampClock
 from raftdb.errors import Bug, DiskFull, EntryDamaged, RaftdbError, StorageError
 from raftdb.node.pending import LEADERSHIP_LOST, NO_LEADER, STOPPING, TOO_BUSY, Batch, Pending, Ticket
 from raftdb.types import Entry, Kind, Proposal, Role, SnapshotMeta
@@ -79,6 +81,8 @@ class Outbound(Protocol):
     def flush(self) -> None: ...
 
     def tick(self) -> None: ...
+
+    def target_ms(self) -> int | None: ...
 
 
 class Driver:
@@ -130,8 +134,8 @@ class Driver:
         self._applying = False
         self._waiting_bytes = 0
         self._flushed_us = 0  # sum over all flushes
-        self._last_stamp = self.log.stamp(self.log.last)
-        self._rounds: dict[int, tuple[float, float]] = {}  # heartbeat round -> when it was sent (monotonic, boottime)
+        self._stamps = StampClock(self.log.stamp(self.log.last), _mono_ms())
+        self.lease = Lease(config.lease_ms, config.election_ms, config.tick_ms)
         self._on_end: Callable[[], None] = _nothing
         self.thread: threading.Thread | None = None
 
@@ -188,9 +192,17 @@ class Driver:
     def flush_mean_us(self) -> int:
         return self._flushed_us // max(1, self.flushes)
 
+    def tickets(self) -> list[Ticket]:
+        """Everything that waits for an answer, as far as it can be seen from another thread: for the watchdog."""
+        try:
+            found = [ticket for batch in self.pending.copies() for ticket in batch.tickets]
+            return found + list(self.waiting) + list(self.inbox)
+        except RuntimeError:  # changed while it was copied: so the driver is not stuck
+            return []
+
     def clock_for_reads(self) -> int | None:
         """On a leader the time by which keys fall due, in ms; None elsewhere. Any thread."""
-        return clock.wall_ms() if self.core.role is Role.LEADER else None
+        return self.target_ms() if self.core.role is Role.LEADER else None
 
     def join(self, wait_s: float | None = None) -> None:
         if self.thread is not None:
@@ -328,21 +340,24 @@ class Driver:
 
     def move_time(self, due_ms: int) -> int:
         """Leader: the index of an entry whose stamp is at least `due_ms`; appends one that only moves the time."""
-        if self._last_stamp < due_ms or self.log.last <= self.applied:
+        if self._stamps.last_ms < due_ms or self.core.last_index <= self.applied:
             self.propose(Kind.TIME, b"", None)
         return self.core.last_index
 
     def _stamp(self) -> int:
         """The time of the next entry: never behind the last one of the log."""
-        self._last_stamp = max(clock.wall_ms(), self._last_stamp)
-        return self._last_stamp
+        return self._stamps.next(self.target_ms(), _mono_ms())
+
+    def target_ms(self) -> int | None:
+        """What the stamps follow: the own clock when alone, else the median of the voters' clocks."""
+        return clock.wall_ms() if self.peers is None else self.peers.target_ms()
 
     def _keep_time(self) -> None:
         """An idle leader moves the time on when a key falls due, at most once per tick."""
         if self.core.role is not Role.LEADER or len(self.pending) or self.housekeeper.low:
             return
         due_ms = self.kv.earliest_expiry_ms()
-        if 0 < due_ms <= clock.wall_ms():
+        if 0 < due_ms <= (self.target_ms() or 0):
             self.propose(Kind.TIME, b"", Batch(self.core.term, [], [], clock.monotonic()))
 
     # --- consensus to disk to apply ---------------------------------------------------------------------------------
@@ -367,9 +382,9 @@ class Driver:
 
     def _first_stage(self, ready: Ready) -> None:
         if ready.lease_end:
-            self.reads.end_lease()
-        if ready.round:
-            self._rounds[ready.round] = (clock.monotonic(), clock.boottime())
+            self.reads.at_once = False
+        if ready.lease_end or ready.round:
+            self.lease.before_send(ready, boottime_ms())
         if self.peers is not None and ready.send:
             self.peers.send(ready.send)
             self.peers.flush()
@@ -386,6 +401,8 @@ class Driver:
         for entry in persist.entries:
             self.recent[entry.index] = entry
             self.log_bytes_since_snapshot += len(entry.payload)
+        if persist.entries:
+            self._stamps.observe(persist.entries[-1].stamp, _mono_ms())
 
     def _count_flush(self, start_s: float) -> None:
         took_us = int((clock.monotonic() - start_s) * 1e6)
@@ -401,23 +418,16 @@ class Driver:
         if released.role is not None:
             self._role_changed(released.role)
         if released.confirmed_round:
-            self._confirmed(released.confirmed_round, released.lease_round)
+            self.lease.after_persist(released)
+            self.core.age_ms = self.lease.age_ms(boottime_ms()) or 0
         if released.reads:
             self.reads.answered(released.reads)
 
     def _role_changed(self, change: RoleChange) -> None:
-        self._rounds.clear()
         if change.role is not Role.LEADER:
-            self.reads.end_lease()
+            self.reads.at_once = False
+            self.lease.end()
         self.on_role(change)
-
-    def _confirmed(self, confirmed_round: int, lease_round: int) -> None:
-        sent = self._rounds.get(confirmed_round)
-        if sent is not None:
-            self.reads.confirmed(sent[0])
-        if lease_round in self._rounds:
-            self.reads.lease_from(self._rounds[lease_round][1], self.config.lease_ms)
-        self._rounds = {number: at for number, at in self._rounds.items() if number > confirmed_round}
 
     # --- applying ---------------------------------------------------------------------------------------------------
 
@@ -550,6 +560,15 @@ class Driver:
                 self.loop.flush()
         except FATAL as error:
             self.fail(error)
+
+
+def _mono_ms() -> int:
+    return int(clock.monotonic() * 1000)
+
+
+def boottime_ms() -> int:
+    """The clock of leases: counts the time that the machine was suspended."""
+    return int(clock.boottime() * 1000)
 
 
 def _nothing() -> None:

@@ -81,7 +81,7 @@ class ForwardedTicket(Ticket):
         start, answers = 0, []
         for protocol, items in self.parts:
             stop = start + len(items)
-            answers.append(encode_many(replies[start:stop], protocol))
+            answers.append(encode_many(replies[start:stop], protocol) if protocol else b"")
             start = stop
         if sum(map(len, answers)) > REPLY_BYTES_MAX - 65_536:
             self._send(True, index, ("error", str(TOO_LARGE)))
@@ -194,7 +194,7 @@ class Forwarding:
         self._driver.submit([ForwardedTicket(self._peering, sender, forward.request_id, parts)])
 
     def _part(self, row: Any) -> tuple[int, list[Any]]:
-        if type(row) is not list or len(row) != 2 or row[0] not in (2, 3) or type(row[1]) is not bytes:
+        if type(row) is not list or len(row) != 2 or row[0] not in (0, 2, 3) or type(row[1]) is not bytes:
             raise PeerError("malformed Forward")
         machine = self._driver.machine
         try:

@@ -38,6 +38,7 @@ from raftdb.node.pending import TIMED_OUT, Ticket
 from raftdb.node.port import DriverCalls, Port
 from raftdb.node.reads import Reads
 from raftdb.node.snapshotter import Snapshotter
+from raftdb.node.watchdog import Watchdog
 from raftdb.storage.checksum import chain_of
 from raftdb.storage.datadir import DataDir
 from raftdb.types import Member, NodeRef, Role, SnapshotMeta
@@ -134,6 +135,7 @@ class Node:
         self.snapshotter = Snapshotter(config, data, self.driver.call, self._snapshot_made, self._fail)
         self.driver.snapshotter = self.snapshotter
         self._calls = DriverCalls(self.driver.call, self.driver.stopped, config.request_timeout_ms / 1000)
+        self.watchdog = Watchdog(self.driver, config.request_timeout_ms / 1000)
         self._session = Session(0, "embedded", "embedded", consistency=config.reads)
 
     def _new_core(self, starts: int) -> Core:
@@ -169,6 +171,7 @@ class Node:
         self.events.start()
         self.events.emit("on_start")
         self.driver.start(self._driver_ended)
+        self.watchdog.start()
         self.server.start()
         self.serving = True
 
@@ -229,6 +232,7 @@ class Node:
             self.driver.drain(STOP_DRAIN_S)
             self.driver.stop()
             self.driver.join()
+            self.watchdog.stop()
             self.events.emit("on_shutdown")
         self.server.close()
         self.pool.stop()

@@ -46,7 +46,7 @@ class Ticket:
     ) -> None:
         self.conn = conn
         self.run = 0 if conn is None else conn.ticket  # the loop's number of the commands that were handed over
-        self.protocol = protocol  # as of the time the commands were read
+        self.protocol = protocol  # as of the time the commands were read; 0: the client wants no answers
         self.items = items
         self.writes = writes  # the same list when all are writes
         self.size_bytes = size_bytes
@@ -65,7 +65,7 @@ class Ticket:
         """One reply per item. Driver only: the sockets are woken at the end of its turn."""
         if self.claim():
             self.conn.session.written_index = index
-            self.conn.queue(encode_many(replies, self.protocol), len(replies))
+            self.conn.queue(encode_many(replies, self.protocol) if self.protocol else b"", len(replies))
 
     def answer_encoded(self, data: bytes, index: int) -> None:
         """The answers as the leader has encoded them. Driver only."""
@@ -77,7 +77,7 @@ class Ticket:
         """The same error for each command. Driver only."""
         if self.claim():
             count = len(self.items)
-            self.conn.queue(encode(error, self.protocol) * count, count)
+            self.conn.queue(encode(error, self.protocol) * count if self.protocol else b"", count)
 
 
 class Batch(NamedTuple):
@@ -102,7 +102,7 @@ class Pending:
         """A batch proposed at `index`.
 
         An older one of ours that stood there was truncated here, yet another node may still hold it and get it
-        committed: its outcome is unknown. Only a *committed* entry of another term in its place is proof, see settled().
+        committed: its outcome is unknown. Only a *committed* entry of another term in its place is proof: settled().
         """
         older = self._batches.pop(index, None)
         if older is not None:

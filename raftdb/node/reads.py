@@ -48,8 +48,7 @@ class Reads:
         self._asked: dict[int, tuple[Loop, Sequence[Run]]] = {}  # read id -> what waits for its index
         self._next_id = 0
         self._waiting: list[tuple[int, int, Loop, Sequence[Run]]] = []  # heap by index: known, not yet applied here
-        self._lease_until_s = 0.0  # of clock.boottime(); 0: none
-        self._confirmed_s = 0.0  # of clock.monotonic(): when the round was sent that a quorum confirmed last; 0: never
+        self._confirmed_s = 0.0  # follower: the leader was confirmed at this time of clock.monotonic(); 0: never
         self.at_once = False  # this node leads alone, and has applied the first entry of its term
 
     # --- any thread -------------------------------------------------------------------------------------------------
@@ -76,7 +75,7 @@ class Reads:
 
     def lease_holds(self) -> bool:
         """To be looked at *after* the view was opened."""
-        return clock.boottime() < self._lease_until_s
+        return self._driver.lease.holds(int(clock.boottime() * 1000))
 
     def await_stamp(self, run: Run, due_ms: int) -> None:
         """Do this read again when the time of the log has reached `due_ms`."""
@@ -89,11 +88,17 @@ class Reads:
         if mode == LINEARIZABLE or session.written_index > self._driver.applied:
             return LINEARIZABLE
         if mode == BOUNDED:
-            fresh = self._confirmed_s > 0 and clock.monotonic() - self._confirmed_s <= session.bounded_ms / 1000
-            return STALE if fresh else LINEARIZABLE
+            return STALE if self._age_ms() <= session.bounded_ms else LINEARIZABLE
         if mode == LEASE:
             return LEASE if self.lease_holds() else LINEARIZABLE
         return STALE
+
+    def _age_ms(self) -> float:
+        """How old the knowledge is that the leader whose commits are seen here leads."""
+        if self._driver.core.role is Role.LEADER:
+            age_ms = self._driver.lease.age_ms(int(clock.boottime() * 1000))
+            return float("inf") if age_ms is None else age_ms
+        return (clock.monotonic() - self._confirmed_s) * 1000 if self._confirmed_s else float("inf")
 
     def _in_driver(self, fn: Callable[[], None]) -> None:
         if threading.current_thread() is self._driver.thread:
@@ -171,16 +176,8 @@ class Reads:
         self._asked.clear()
         self._waiting.clear()
 
-    # --- leases and freshness ---------------------------------------------------------------------------------------
+    # --- freshness --------------------------------------------------------------------------------------------------
 
-    def confirmed(self, sent_s: float) -> None:
-        """A quorum has confirmed the round that was sent (or, on a follower, is known to be that old) at `sent_s`."""
-        self._confirmed_s = max(self._confirmed_s, sent_s)
-
-    def lease_from(self, sent_boottime_s: float, lease_ms: int) -> None:
-        self._lease_until_s = max(self._lease_until_s, sent_boottime_s + lease_ms / 1000)
-
-    def end_lease(self) -> None:
-        """Before a membership entry, TimeoutNow or the news of a lost leadership leaves this node."""
-        self._lease_until_s = 0.0
-        self.at_once = False
+    def told_age(self, age_ms: int) -> None:
+        """The leader's heartbeat says how old its last confirmed round is."""
+        self._confirmed_s = max(self._confirmed_s, clock.monotonic() - age_ms / 1000)

@@ -1,9 +1,10 @@
 """Answers for a driver that is stuck.
 
-When a system call of the driver hangs (a disk that does not come back), nobody on its thread can tell the clients. This
-thread looks four times a second. Once a turn has lasted longer than the request time-out it claims the tickets that are
-older than that and answers them -UNCERTAIN: at once over the driver's own loop if the driver hangs in the log commit
-(`Loop.rescue`), through the loop of the connection otherwise. What the driver has to say later falls on the floor.
+When a system call of the driver hangs (a disk that does not come back), nobody on its thread can tell the clients.
+This thread looks four times a second. Once a turn has lasted longer than the request time-out it claims the tickets
+that are older than that and answers them -UNCERTAIN: at once over the driver's own loop if the driver hangs in the
+log commit (`Loop.rescue`), through the loop of the connection otherwise. What the driver has to say later falls on
+the floor.
 """
 
 from __future__ import annotations
@@ -71,4 +72,4 @@ class Watchdog:
         """(connection, run, answer per command); none for tickets of other nodes, which time out there."""
         if ticket.conn is None:
             return []
-        return [(ticket.conn, ticket.run, encode(TIMED_OUT, ticket.protocol))]
+        return [(ticket.conn, ticket.run, encode(TIMED_OUT, ticket.protocol) if ticket.protocol else b"")]
