@@ -48,8 +48,9 @@ from raftdb.net.wire import (
 
 log = logging.getLogger("raftdb.peers")
 
-READ: Final = 1  # selectors.EVENT_READ, EVENT_WRITE
-WRITE: Final = 2
+#: Of epoll, and of poll on every system; whatever else comes (errors, hang-ups) is found out by reading and writing.
+READ: Final = 1
+WRITE: Final = 4
 #: Nothing that is read before the proof is longer.
 _HANDSHAKE_READ_BYTES: Final = 512
 _LINGER_S: Final = 1.0
@@ -90,7 +91,7 @@ class Stage(Enum):
 
 
 class Poller(Protocol):
-    """What is needed of the driver's loop (server.Loop has it)."""
+    """What is needed of the driver's loop (loop.Loop has it). Events are masks of epoll; calls for nothing do no harm."""
 
     def register(self, fd: int, events: int, callback: Callable[[int], None]) -> None: ...
 
@@ -262,10 +263,11 @@ class Link:
     # --- events of the socket ---
 
     def _on_events(self, events: int) -> None:
+        others = events & ~(READ | WRITE)
         try:
-            if events & WRITE:
+            if events & WRITE or (others and self._events & WRITE):
                 self._writable()
-            if events & READ and self.stage is not Stage.CLOSED:
+            if (events & READ or others) and self.stage is not Stage.CLOSED:
                 self._readable()
         except PeerError as error:
             self.close(str(error))
@@ -286,6 +288,8 @@ class Link:
         self._send_raw(self.handshake.start())
 
     def _readable(self) -> None:
+        if self.stage is Stage.CONNECTING:
+            return
         sealed = self._reader is not None
         try:
             data = self.transport.receive(self.owner.config.receive_bytes_max if sealed else _HANDSHAKE_READ_BYTES)

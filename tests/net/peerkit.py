@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import selectors
+import select
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,23 +19,32 @@ PATIENCE_S = 20.0
 
 
 class Poller:
-    """The part of server.Loop that PeerNet needs, over a plain selector."""
+    """The part of net.loop.Loop that PeerNet needs."""
 
     def __init__(self) -> None:
-        self.selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
 
     def register(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
-        self.selector.register(fd, events, callback)
+        self._epoll.register(fd, events)
+        self._callbacks[fd] = callback
 
     def modify(self, fd: int, events: int) -> None:
-        self.selector.modify(fd, events, self.selector.get_key(fd).data)
+        self._epoll.modify(fd, events)
 
     def unregister(self, fd: int) -> None:
-        self.selector.unregister(fd)
+        self._epoll.unregister(fd)
+        del self._callbacks[fd]
 
     def poll(self, timeout_s: float) -> None:
-        for key, events in self.selector.select(timeout_s):
-            key.data(events)
+        for fd, events in self._epoll.poll(timeout_s):
+            callback = self._callbacks.get(fd)
+            if callback is not None:
+                callback(events)
+
+    def close(self) -> None:
+        assert not self._callbacks, "descriptors were left behind"
+        self._epoll.close()
 
 
 class FakeNode:
@@ -163,7 +172,7 @@ class Cluster:
     def close(self) -> None:
         for node in self.nodes:
             node.net.close()
-        self.poller.selector.close()
+        self.poller.close()
 
 
 def all_connected(nodes: Iterable[Node]) -> bool:
