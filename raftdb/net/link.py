@@ -91,7 +91,7 @@ class Stage(Enum):
 
 
 class Poller(Protocol):
-    """What is needed of the driver's loop (loop.Loop has it). Events are masks of epoll; calls for nothing do no harm."""
+    """What is needed of the driver's loop (loop.Loop has it). Events: epoll's masks; calls for nothing do no harm."""
 
     def register(self, fd: int, events: int, callback: Callable[[int], None]) -> None: ...
 

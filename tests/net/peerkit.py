@@ -140,8 +140,8 @@ class Node:
 class Cluster:
     """Some nodes on one poller."""
 
-    def __init__(self) -> None:
-        self.poller = Poller()
+    def __init__(self, poller: Any = None) -> None:
+        self.poller = poller or Poller()
         self.nodes: list[Node] = []
 
     def add(self, node_id: str, **options: Any) -> Node:

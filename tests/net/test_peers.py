@@ -11,6 +11,7 @@ from raftdb.consensus.messages import Append, Heartbeat, HeartbeatReply
 from raftdb.errors import PeerError
 from raftdb.net.handshake import cluster_key
 from raftdb.net.link import Stage
+from raftdb.net.loop import Loop
 from raftdb.net.peers import PeerConfig, Refusal
 from raftdb.net.transport import Resolver, look_up, split_address
 from raftdb.net.wire import FormProposal, Forward, ForwardReply, JoinRequest, Reason
@@ -522,3 +523,31 @@ class TestNames:
 
 def test_limits_have_units_in_their_names():
     assert all(name.rpartition("_")[2] in {"s", "max"} for name in PeerConfig._fields)
+
+
+class TestOnTheLoopOfTheDriver:
+    """The same on net.loop.Loop, whose descriptors beside clients may be served alone."""
+
+    class Handler:
+        def end_of_turn(self, loop):
+            pass
+
+        on_open = on_eof = on_close = on_commands = end_of_turn
+
+    @pytest.mark.parametrize("alone", [False, True])
+    def test_connecting_and_talking(self, alone):
+        loop = Loop(self.Handler())
+        cluster = Cluster(loop)
+        a, b = cluster.add("n1"), cluster.add("n2")
+        cluster.introduce(a, b)
+        if alone:
+            loop.poll = lambda timeout_s: loop.poll_registered()
+        cluster.until(lambda: all_connected([a, b]))
+        a.net.send(b.ref, append(3 << 20))
+        b.net.send(a.ref, append(3 << 20))
+        cluster.until(lambda: a.fake.messages and b.fake.messages)
+        b.net.close()
+        cluster.nodes.remove(b)
+        cluster.until(lambda: a.fake.losses)
+        cluster.turns(20)  # refused again and again
+        cluster.close()
