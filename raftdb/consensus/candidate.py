@@ -21,7 +21,7 @@ from raftdb.types import NodeRef, Role
 
 def may_campaign(core: State) -> bool:
     """A voter with a whole log that its state machine can follow, and fit to lead (a sole voter always is)."""
-    if core.log.holes or core.is_starved() or not core.may_be_voter():
+    if core.log.holes or core.starved or not core.may_be_voter():
         return False
     return core.fit or core.is_sole_voter()
 

@@ -191,8 +191,8 @@ class Core(State):
     def step(self, sender: NodeRef, message: Message) -> str | None:
         """A message of a peer. None: taken; else the reason why it was ignored or refused (for counters and logs)."""
         self.budget_bytes = self.config.catch_up_bytes_per_turn
-        if self.retired and sender in self.retired:
-            return "a removed member"
+        if self.retired and sender in self.retired and sender != self.leader and sender not in self.peers:
+            return "a removed member"  # not so a leader that removed itself, or a member that is told of its removal
         term = message[0]
         try:
             if term != self.term:
@@ -323,9 +323,14 @@ class Core(State):
         self.applied = index
 
     def log_trimmed(self) -> None:
-        """Entries were trimmed from the log's beginning: never above applied (I13)."""
-        if self.log.first - 1 > self.applied:
-            raise Bug(f"the log begins at {self.log.first} although {self.applied} is applied")
+        """Entries were trimmed from the log's beginning: never above applied (I13).
+
+        A damaged entry that is trimmed is none any more: an own snapshot heals what is applied.
+        """
+        first = self.log.view.first  # of the disk: an install may be under way
+        if first - 1 > self.applied:
+            raise Bug(f"the log begins at {first} although {self.applied} is applied")
+        self.log.forget_holes_below(first)
 
     def snapshot_available(self, meta: SnapshotMeta) -> None:
         """A newer durable snapshot may be offered to followers."""
@@ -434,6 +439,7 @@ class Core(State):
         self.log.settled()
         if persist.install is not None:
             self.applied = max(self.applied, persist.install.index)
+            self.starved = False
             if self.snapshot is None or self.snapshot.index < persist.install.index:
                 self.snapshot = persist.install  # the newest durable file of this node
         if self.role is Role.LEADER:
@@ -447,6 +453,8 @@ class Core(State):
     def _applicable(self) -> int:
         """Committed, durable here, and below every damaged entry."""
         log = self.log
+        if self.starved:
+            return self.released_commit
         index = min(self.commit, log.durable)
         return min(index, log.first_hole - 1) if log.holes else index
 

@@ -189,7 +189,7 @@ def ask_for_refill(core: State) -> None:
     """Ask the leader for the first damaged entry again; 0: only a snapshot helps."""
     if core.leader is None or core.fetching is not None:
         return
-    index = 0 if core.is_starved() else core.log.first_open_hole
+    index = 0 if core.starved else core.log.first_open_hole
     if index <= core.log.last:
         core.send_late(core.leader, RefillRequest(core.term, index))
 
@@ -207,7 +207,7 @@ def heartbeat(core: State, sender: NodeRef, message: Heartbeat) -> str | None:
         core.commit_to(message.commit)
     if message.round:
         core.send_late(sender, HeartbeatReply(core.term, message.round, core.log.last, core.wall_ms))
-        if core.log.holes or core.is_starved():
+        if core.log.holes or core.starved:
             ask_for_refill(core)
     return None
 
@@ -253,7 +253,9 @@ def snapshot_offer(core: State, sender: NodeRef, message: SnapshotOffer) -> str 
 
 def needs(core: State, meta: SnapshotMeta) -> bool:
     """Whether installing `meta` brings this node anything that its log does not hold."""
-    if core.is_starved() or core.log.first_open_hole <= meta.index:
+    if core.log.first_open_hole <= meta.index:
+        return True  # even if it is applied: the snapshot replaces the damaged entry as the log's beginning
+    if core.starved:
         return meta.index > core.applied
     return meta.index > core.commit and not core.log.has(meta.index, meta.term)
 

@@ -48,6 +48,8 @@ def become_leader(core: State) -> None:
     core.want_round = True
     core.transferring = None
     core.transferred = False
+    core.transfer_failed.clear()
+    core.hand_over_tick = 0
     core.fetching = None
     core.own = Progress(core.me, False, 0, core.ticks)
     core.own.match = core.log.durable
@@ -239,15 +241,23 @@ def append_reply(core: State, sender: NodeRef, message: AppendReply) -> str | No
         return f"acknowledges entry {index}, which was never sent"
     peer.acknowledge(index)
     peer.ack_tick = core.ticks
-    if peer.mode != REPLICATE and index >= log.first - 1:
-        peer.wants_snapshot = False
-        peer.to_replicate()
+    if peer.mode != REPLICATE:
+        leave_probe(core, peer, index)
     if index > core.commit and peer.voter:
         advance_commit(core)
     core.outbound = True
     if core.transferring == sender:
         finish_transfer(core)
     return None
+
+
+def leave_probe(core: State, peer: Progress, index: int) -> None:
+    """A place in common is known: entries can be sent from there, or a newer file if they are trimmed meanwhile."""
+    if index >= core.log.first - 1:
+        peer.wants_snapshot = False
+        peer.to_replicate()
+    elif peer.mode == SNAPSHOT and index >= peer.snapshot_index > 0:
+        offer_snapshot(core, peer)
 
 
 def refused(core: State, peer: Progress, prev_index: int, hint_index: int, hint_term: int) -> str | None:
@@ -412,7 +422,10 @@ def start_transfer(core: State, target_id: str | None) -> None:
     alive = [peer for peer in candidates if core.ticks - peer.heard_tick < core.config.election_ticks_min]
     if not alive:
         raise ChangeRefused("no such voter has been heard lately")
-    core.transferring = max(alive, key=lambda peer: (peer.match, peer.ref)).ref
+    willing = [peer for peer in alive if peer.ref not in core.transfer_failed]
+    if not willing:
+        core.transfer_failed.clear()
+    core.transferring = max(willing or alive, key=lambda peer: (peer.match, peer.ref)).ref
     core.transfer_tick = core.ticks
     finish_transfer(core)
 
@@ -453,9 +466,17 @@ def tick(core: State) -> None:
         core.become_follower(core.term, None, "the log has not committed for an election timeout")
         return
     if core.transferring is not None and core.ticks - core.transfer_tick >= core.config.election_ticks_min:
-        core.transferring = None
+        _give_up_transfer(core)
     if core.heartbeat_elapsed >= core.config.heartbeat_ticks:
         _heartbeat_tick(core)
+
+
+def _give_up_transfer(core: State) -> None:
+    """Proposals are taken again. An unfit leader tries another voter, but leaves time for writes in between."""
+    if core.transferring is not None:
+        core.transfer_failed.add(core.transferring)
+    core.transferring = None
+    core.hand_over_tick = core.ticks + 2 * core.config.election_ticks_min
 
 
 def _heartbeat_tick(core: State) -> None:
@@ -468,7 +489,7 @@ def _heartbeat_tick(core: State) -> None:
             offer_snapshot(core, peer)
     if any(peer.leaving for peer in core.others):
         drop_leaving(core)
-    if not core.fit and core.transferring is None and not core.is_sole_voter():
+    if not core.fit and core.transferring is None and core.ticks >= core.hand_over_tick and not core.is_sole_voter():
         _hand_over_if_possible(core)
     if core.config.promote_learners:
         _promote_learner(core)

@@ -254,6 +254,12 @@ class RaftLog:
         term, chain = self._guarded(self.term, index), self._guarded(self.chain, index)
         self.last, self.last_term, self.last_chain = index, term, chain
 
+    def forget_holes_below(self, first: int) -> None:
+        """The log begins at `first` now: damage below it is gone."""
+        if self.holes:
+            self.holes = {index for index in self.holes if index >= first}
+            self.healing = {index: entry for index, entry in self.healing.items() if index >= first}
+
     def heal(self, entry: Entry) -> None:
         """The identical entry for a hole, checked by the caller; durable with the next Persist."""
         if entry.index not in self.holes:

@@ -8,7 +8,7 @@
     once per turn: make a snapshot when core.snapshot_wanted, then core.snapshot_available(meta)
 
 Repeat from the top until `ready()` is None. After a Persist with `install` the state machine is replaced by that
-snapshot before anything above it is applied.
+snapshot, unless it has applied that much already (then only the log's beginning has moved over a damaged entry).
 
 What may leave only after the disk is not in `Ready` at all: votes, acknowledgements, vote requests appear in
 `Released`, and there is no `Released` without `persisted(ready)`. At most one Ready with a second stage is open;

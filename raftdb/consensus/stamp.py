@@ -10,7 +10,8 @@ heartbeats (`HeartbeatReply.wall_ms`), and are carried on by the own monotonic c
 
 A node whose wall clock is more than 1 s off the target warns; more than 30 s off it does not campaign and a leader
 hands over (`core.fit = False`). The leader puts its target into `core.wall_ms`, others their own wall clock; so every
-member knows both sides of the comparison.
+member knows both sides of the comparison. A follower forgets a target that is older than CLOCK_AGE_MAX_MS: nobody stays
+unfit for what a leader has said who is gone.
 
 Everything here is arithmetic on times that are given as arguments, in integer milliseconds.
 """

@@ -84,6 +84,7 @@ class State:
         "fetch_new",
         "fetching",
         "fit",
+        "hand_over_tick",
         "handlers",
         "hard_dirty",
         "heartbeat_elapsed",
@@ -116,9 +117,11 @@ class State:
         "round_new",
         "sizes",
         "snapshot",
+        "starved",
         "term",
         "ticks",
         "timeout",
+        "transfer_failed",
         "transfer_tick",
         "transferred",
         "transferring",
@@ -158,6 +161,7 @@ class State:
         self.commit = max(commit, applied, self.log.first - 1)
         self.applied = applied
         self.released_commit = applied
+        self.starved = applied < self.log.first - 1  # the state machine is older than the log: only a snapshot helps
         if not applied <= self.commit <= self.log.last:
             raise Bug(f"start: applied {applied}, commit {self.commit}, last {self.log.last}")
         # Membership: adopted on append, so it may be ahead of commit.
@@ -195,6 +199,8 @@ class State:
         self.uncommitted_bytes = 0
         self.transferring: NodeRef | None = None
         self.transfer_tick = 0
+        self.transfer_failed: set[NodeRef] = set()  # voters that did not take over when they were asked
+        self.hand_over_tick = 0  # an unfit leader does not try again before
         self.transferred = False  # TimeoutNow was sent in this term: no leases any more
         self.lease_floor = 0  # rounds up to this one give no lease
         self.snapshot = snapshot
@@ -352,10 +358,6 @@ class State:
             self.set_role(self.resting_role())
 
     # --- damage -----------------------------------------------------------------------------------------------------
-
-    def is_starved(self) -> bool:
-        """The state machine is older than the log: only a snapshot helps."""
-        return self.applied < self.log.first - 1
 
     def acknowledgeable(self, index: int) -> int:
         """How much of `index` may be acknowledged: nothing at or beyond a damaged entry."""

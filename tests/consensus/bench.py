@@ -1,4 +1,4 @@
-"""How long a leader takes for an acknowledgement: `python -m tests.consensus.bench`. Prints, asserts nothing about time."""
+"""How long a leader takes for an acknowledgement: `python -m tests.consensus.bench`. Prints, judges nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole cluster in one process, for transcripts and tests: real cores, disks that are lists, a network that is a list.
+"""A whole cluster in one process, for transcripts and tests: real cores, and disks that are lists.
 
 Nothing moves by itself. A test says which node ticks, which messages arrive, whose disk syncs; so every order of events
 can be told. `Disk` keeps what was synced apart from what was not, so that `crash` takes the difference away.
