@@ -9,7 +9,7 @@ Where there is none left, the labels of a small neighbourhood are spread anew (B
 Zito: Two simplified algorithms for maintaining order in a list, 2002): the smallest aligned range of 2**k labels that
 is less dense than (1/SPREAD)**k, so that an insertion costs O(log n) moves, amortised, wherever the others go.
 
-Such a list is *irregular* (head.form = 1). To find a rank in it there is an index over *slots*, a slot being STRIDE
+Such a list is *irregular* (head.form is HOLES or INSERTED). To find a rank in it there is an index over *slots*, a slot being STRIDE
 labels, which in a regular list hold one element. A node counts by how much the elements in its slots exceed the number
 of slots (a hole: -1; one inserted: +1); a node that is missing counts 0, so untouched parts cost nothing.
 
@@ -20,7 +20,8 @@ Finding a rank walks down the levels, over at most 256 nodes each, and then over
 items of the collection too, at positions from 2**62 on, where no label ever is.
 
 Invariants: first and last are labels of elements; nodes exist only for slots from first's to last's; the sum of level 3
-plus the number of these slots is count. A regular list has no nodes.
+plus the number of these slots is count. A regular list has no nodes; a list that only has holes is regular again when
+they have been popped away.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ LEVEL_ROOM_BITS: Final = 54
 PREFIX_BIAS: Final = 1 << 53
 SPREAD: Final = 1.1  # greater: fewer moves per insertion, but less room
 REGULAR: Final = 0
-IRREGULAR: Final = 1
+HOLES: Final = 1  # irregular, but every label is the first of its slot
+INSERTED: Final = 2
 HOLES_MIN: Final = 64  # fewer never cause a list to be written anew
 
 
@@ -193,7 +195,7 @@ class List:
     def pop(self, number: int, left: bool) -> list[bytes]:
         """Take up to `number` elements from one end, in the order in which they come off."""
         number = min(number, self.load().count)
-        if self.form == IRREGULAR:
+        if self.form != REGULAR:
             rows = list(islice(self.rows(reverse=not left), number))
             self.remove([label for label, _ in rows])
             return [value for _, value in rows]
@@ -260,7 +262,7 @@ class List:
     def compact(self) -> None:
         """Write the list anew if it has more holes than elements."""
         slots = (self.last >> STRIDE_BITS) - (self.first >> STRIDE_BITS) + 1
-        if self.count and self.form == IRREGULAR and slots > 2 * self.count + HOLES_MIN:
+        if self.count and self.form != REGULAR and slots > 2 * self.count + HOLES_MIN:
             self.rewrite([value for _, value in self.rows()])
 
     def insert(self, pivot: int, value: bytes, before: bool) -> None:
@@ -320,7 +322,7 @@ class List:
 
     def _count_in(self, labels: Sequence[int], by: int) -> None:
         """Elements of these labels have come (by=1) or gone (by=-1). The list is irregular from now on."""
-        self.form = IRREGULAR
+        self.form = INSERTED if by > 0 or self.form == INSERTED else HOLES
         slots: dict[int, int] = {}
         for label in labels:
             slot = label >> STRIDE_BITS
@@ -352,6 +354,8 @@ class List:
         self.first = next(scan(self.collection, first, last))[0]
         self.last = next(scan(self.collection, self.first, last, True))[0]
         self._clear_outside(first, last)
+        if self.form == HOLES and self.last - self.first == (self.count - 1) * STRIDE:
+            self.form = REGULAR
 
     def _clear_outside(self, first: int, last: int) -> None:
         """The ends were at these labels: drop the nodes of slots that are not between the ends any more, and give
@@ -384,7 +388,7 @@ def copy_items(ctx: Context, head: Head, collection: int) -> None:
     """All records of a list, its index included, into another collection. The head's other fields hold for both."""
     batch = ctx.writing()
     ranges = [(head.first, head.last)]
-    if head.form == IRREGULAR:
+    if head.form != REGULAR:
         ranges.append((INDEX_BASE, INDEX_BASE + (LEVELS << LEVEL_ROOM_BITS)))
     for first, last in ranges:
         for position, body in batch.scan_items(head.collection, first, last):

@@ -190,7 +190,7 @@ def _filtered(rows: list[Command], by: bytes, value: bytes) -> list[Command]:
 @command(
     "COMMAND GETKEYS",
     Bytes("command"),
-    Many(Bytes("arg"), least=0),
+    Many(Bytes("arg")),
     flags=TALK | CONNECTION,
     since="2.8.13",
     group="server",

@@ -339,7 +339,7 @@ KEYS: dict[str, Draw] = {
     "PERSIST": lambda g: [b"PERSIST", g.key()],
     "DBSIZE": lambda g: [b"DBSIZE"],
     "FLUSHDB": lambda g: [b"FLUSHDB", *g.maybe(g.pick((b"ASYNC", b"sync", b"now")), chance=0.3)],
-    "OBJECT": lambda g: [b"OBJECT", g.pick((b"FREQ", b"IDLETIME", b"NOSUCH")), g.key()],
+    "OBJECT": lambda g: [b"OBJECT", g.pick((b"FREQ", b"NOSUCH")), g.key()],
 }
 HASHES: dict[str, Draw] = {
     "HSET": lambda g: [g.pick((b"HSET", b"HSET", b"HMSET")), g.hash(), *_fields(g)],
