@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the node had to stop (storage error, bug), 2 usage (flags,
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.handlers
 import os
@@ -152,3 +153,41 @@ def _catch_signals(stop: threading.Event) -> None:
 
     signal.signal(signal.SIGTERM, stop_once)
     signal.signal(signal.SIGINT, stop_once)
+
+
+# --- status ---------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("-a", "--address", default="127.0.0.1:6379", show_default=True, metavar="HOST:PORT", help="Any node.")
+@click.option("--password", envvar="RAFTDB_REQUIREPASS", default="", metavar="PASSWORD", help="What AUTH wants.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--watch", "watching", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option(
+    "--every", default=1.0, show_default=True, metavar="S", type=click.FloatRange(0.1, 3600), help="With --watch."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing: the exit code says whether there is a leader.")
+def status(address: str, password: str, as_json: bool, watching: bool, every: float, quiet: bool) -> None:
+    """Show a cluster, asked from any of its nodes: roles, indexes, lag, and how many failures it survives now.
+
+    Exit codes: 0 there is a leader, 3 nobody answers at the address, 4 no leader.
+    """
+    from raftdb import status as cluster  # late, as rich is: they are not needed to serve
+
+    try:
+        if watching:
+            cluster.watch(lambda: cluster.cluster_status(address, password), every)
+        found = cluster.cluster_status(address, password)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UsageError as error:
+        _fail(str(error), EXIT_USAGE)
+    except RaftdbError as error:
+        _fail(str(error), EXIT_UNREACHABLE)
+    if as_json:
+        print(json.dumps(cluster.as_data(found), indent=2))
+    elif not quiet:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 160).print(cluster.table(found))
+    sys.exit(0 if found.leader_id else EXIT_NO_LEADER)
