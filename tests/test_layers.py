@@ -76,9 +76,18 @@ RULES = (
     ),
     Rule("| 3 | config | layer 0 |", ("raftdb.config",), LAYER_0, frozenset({"click"})),
     Rule(
-        "| 4 | cli, raft, `__init__` | node, config, the public names of commands |",
-        ("raftdb.cli", "raftdb.raft", "raftdb.__main__", "raftdb"),
-        ("raftdb", "raftdb.cli", "raftdb.raft", "raftdb.node", "raftdb.config", "raftdb.commands", *LAYER_0),
+        "| 4 | cli, raft, status, `__init__` | node, config, the public names of commands |",
+        ("raftdb.cli", "raftdb.raft", "raftdb.status", "raftdb.__main__", "raftdb"),
+        (
+            "raftdb",
+            "raftdb.cli",
+            "raftdb.raft",
+            "raftdb.status",
+            "raftdb.node",
+            "raftdb.config",
+            "raftdb.commands",
+            *LAYER_0,
+        ),
         frozenset({"click", "rich"}),
     ),
     Rule(
