@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
-from . import mixed, plan, report
+from . import mixed, plan, plots, report
+from .foreign import Etcd, Pyraft, PySyncObj
 from .load import Cell
 from .processes import Failed
-from .systems import Raftdb, Redis, RespSystem, System
+from .systems import Raftdb, Redis, RespSystem, System, others
 
 DIRECTORY = click.option(
     "--dir", "directory", type=click.Path(path_type=Path), default=Path("bench-data"), show_default=True,
@@ -65,6 +66,53 @@ def single(
     measure(systems, cells, directory, repetitions, seconds, out, None if no_mixed else disturb, "One node")
 
 
+@cli.command("all")
+@DIRECTORY
+@click.option("--repetitions", type=click.IntRange(1), default=3, show_default=True, help="Turns.")
+@SECONDS
+@OUT
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with further systems; see tools/bench.toml.")
+@click.option("--without", multiple=True, metavar="NAME", help="Leave this system out.")
+@click.option("--no-growth", is_flag=True, help="Without the cells of many keys and of large values.")
+@click.option("--no-mixed", is_flag=True, help="Without the mixed load.")
+def everything(
+    directory: Path,
+    repetitions: int,
+    seconds: float,
+    out: Path | None,
+    config: Path | None,
+    without: tuple[str, ...],
+    no_growth: bool,
+    no_mixed: bool,
+) -> None:
+    """1, 3 and 5 nodes beside redis-server, etcd, PySyncObj, pyraft and the systems of a TOML file."""
+    systems: list[System] = [
+        Redis(),
+        Raftdb(1),
+        Raftdb(3),
+        Raftdb(3, ["--reads", "lease"], name="raftdb-3-lease", only="GET"),
+        Raftdb(5),
+        Etcd(1),
+        Etcd(3),
+        PySyncObj(3),
+        Pyraft(3),
+        *(others(config) if config else ()),
+    ]
+    chosen = [system for system in systems if system.name not in without]
+    cells = [cell for cell in plan.CELLS if cell.clients * cell.pipeline <= 1_000]
+    cells += [] if no_growth else plan.GROWTH
+
+    measure(chosen, cells, directory, repetitions, seconds, out, None if no_mixed else disturb_one, "All systems")
+
+
+def disturb_one(system: System) -> mixed.Mixed | None:
+    """The mixed load is for what knows BGSAVE, KEYS and LRANGE."""
+    if not isinstance(system, Redis | Raftdb) or system.name.endswith("lease"):
+        return None
+    mixed.prepare(system, mixed.KEYS)
+    return mixed.measure(system, 6.0)
+
+
 def variant(text: str) -> Raftdb:
     """NAME=FLAGS of --variant."""
     name, _, flags = text.partition("=")
@@ -98,6 +146,8 @@ def measure(
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.md").write_text(text, encoding="utf-8")
         (out / "report.json").write_text(report.as_json(results, facts), encoding="utf-8")
+        for name in plots.write(results, out):
+            click.echo(f"wrote {out / name}")
     missed = [what for what, ratio, must in results.budgets() if ratio is None or ratio < must]
     if missed or results.failures():
         raise SystemExit(1)

@@ -30,8 +30,10 @@ class Cell(NamedTuple):
     keys: int = KEYS
 
     def __str__(self) -> str:
-        deep = f", pipelines of {self.pipeline}" if self.pipeline > 1 else ""
-        return f"{self.command} {self.clients} client{'s' if self.clients > 1 else ''}{deep}"
+        text = f"{self.command} {self.clients} client{'s' if self.clients > 1 else ''}"
+        text += f", pipelines of {self.pipeline}" if self.pipeline > 1 else ""
+        text += f", {self.keys:,} keys" if self.keys != KEYS else ""
+        return text + (f", {self.value_bytes:,} bytes" if self.value_bytes != VALUE_BYTES else "")
 
 
 class Sample(NamedTuple):

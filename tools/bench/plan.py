@@ -24,6 +24,12 @@ CELLS: Final = tuple(
     Cell(command, clients, pipeline) for command in ("SET", "GET") for pipeline in PIPELINES for clients in CLIENTS
 )
 
+#: How throughput changes with the number of keys and with the size of values.
+GROWTH: Final = tuple(
+    [Cell(command, 50, 1, keys=keys) for command in ("SET", "GET") for keys in (1_000, 1_000_000)]
+    + [Cell(command, 50, 1, value_bytes=size) for command in ("SET", "GET") for size in (10, 1_000, 10_000)]
+)
+
 #: "must" of the budgets: ratio to redis of the same run. (system, command, clients, pipeline) -> least ratio.
 MUST: Final[dict[tuple[str, str, int, int], float]] = {
     ("raftdb-1", "SET", 50, 1): 0.50,
@@ -125,7 +131,7 @@ class Run:
         systems: Sequence[System],
         cells: Sequence[Cell],
         repetitions: int,
-        mixed: Callable[[System], Mixed] | None = None,
+        mixed: Callable[[System], Mixed | None] | None = None,
     ) -> None:
         """Every cell of every system, `repetitions` times in turns; then the mixed load likewise."""
         for turn in range(1, repetitions + 1):
@@ -162,9 +168,11 @@ class Run:
             kept.append(sample)
             self.say(f"[{turn}] {system.name:16} {cell!s:32} {sample.failure or f'{sample.rate:10,.0f} /s'}")
 
-    def _mixed(self, system: System, mixed: Callable[[System], Mixed] | None, turn: int) -> None:
+    def _mixed(self, system: System, mixed: Callable[[System], Mixed | None] | None, turn: int) -> None:
         assert mixed
         result = mixed(system)
+        if result is None:
+            return
         self.mixed.setdefault(system.name, []).append(result)
         told = f"{result.calm.rate:,.0f} -> {result.disturbed.rate:,.0f} /s, {result.ratio:.2f}"
         self.say(
