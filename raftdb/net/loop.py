@@ -66,6 +66,7 @@ _ASKED: Final = 4  # pause_reading()
 _STRANGER: Final = 8  # a command of someone not logged in is under way
 _ENDED: Final = 16  # nothing more will be taken from this client
 
+_PARSED_FACTOR: Final = 8  # memory of tiny commands, parsed, against their bytes
 _SEND_SLICE_BYTES: Final = 1 * MIB  # one send() of a long queue
 _SENDS_PER_TURN: Final = 8
 _DRAIN_BYTES_MAX: Final = 64 * MIB  # thrown away behind our last word
@@ -554,26 +555,29 @@ class Loop:
         session = conn.session
         while True:
             argvs = conn.backlog
-            count = len(argvs)
+            count = taken = len(argvs)
             conn.backlog = []
-            conn.backlog_bytes = 0
             conn.outstanding = count
             conn.ticket += 1
-            taken = self._on_commands(conn, argvs)
-            if taken is not None and taken < count:
-                conn.outstanding -= count - taken
-                conn._parked = not taken and not conn.outstanding
-                if not conn._finishing:
-                    conn.backlog = argvs[taken:] + conn.backlog
-                count = taken
-            self.commands += count
-            session.commands += count
-            session.last_command_s = self.now_s
-            session.last_command = argvs[count - 1][0]
+            answer = self._on_commands(conn, argvs)
+            if answer is not None and answer < count:
+                taken = answer
+                self._put_back(conn, argvs, taken)
+            else:
+                conn.backlog_bytes = 0
+            if taken:
+                self.commands += taken
+                session.commands += taken
+                session.last_command_s = self.now_s
+                session.last_command = argvs[taken - 1][0]
             if session.authenticated is not conn.parser.limits.authenticated:
                 self.set_limits(conn)
-            if conn.out_bytes > self.output_soft_bytes and not self._make_room(conn):
-                return
+            if conn._pending_bytes:
+                self._count_pending(conn)
+            if conn.out_bytes > self.output_soft_bytes:
+                if not self._make_room(conn):
+                    return
+                conn._parked = False  # whoever took nothing since the client did not read may take some now
             if conn.outstanding or conn._parked or conn.closed:
                 if conn._settle:
                     self.pause(conn, _STRANGER)
@@ -584,6 +588,15 @@ class Loop:
                 self._settled(conn)
                 if not conn.backlog or conn.outstanding:
                     return
+
+    def _put_back(self, conn: Connection, argvs: list[list[bytes]], taken: int) -> None:
+        """The handler took the first `taken` of these commands only."""
+        left = len(argvs) - taken
+        conn.outstanding -= left
+        conn._parked = not taken and not conn.outstanding
+        conn.backlog_bytes = conn.backlog_bytes * left // len(argvs)
+        if not conn._finishing:
+            conn.backlog = argvs[taken:]
 
     def _make_room(self, conn: Connection) -> bool:
         """Send now rather than at the end of the turn. False when the client has to read before it is served."""
@@ -603,16 +616,20 @@ class Loop:
         if parser.error is not None:
             self._protocol_error(conn)
             return
-        pending = parser.pending_bytes
-        self.pending_bytes += pending - conn._pending_bytes
-        conn._pending_bytes = pending
-        while self.pending_bytes > self.limits.input_total_bytes_max:
-            largest = max(self.connections.values(), key=lambda each: each._pending_bytes)
-            self.doom(largest, "query buffers of all clients over their limit")
         if conn.backlog:
             conn.backlog_bytes += received
             if conn.backlog_bytes > self.limits.backlog_bytes_max:
                 self.pause(conn, _BACKLOG)
+        self._count_pending(conn)
+        while self.pending_bytes > self.limits.input_total_bytes_max:
+            largest = max(self.connections.values(), key=lambda each: each._pending_bytes)
+            self.doom(largest, "query buffers of all clients over their limit")
+
+    def _count_pending(self, conn: Connection) -> None:
+        """Commands that wait or are not whole, in about the memory that they take."""
+        pending = conn.parser.pending_bytes + conn.backlog_bytes * _PARSED_FACTOR
+        self.pending_bytes += pending - conn._pending_bytes
+        conn._pending_bytes = pending
 
     def _protocol_error(self, conn: Connection) -> None:
         if conn._pauses & _ENDED:

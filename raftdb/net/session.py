@@ -74,7 +74,7 @@ class Session:
         self.laddr = laddr  # HOST:PORT that it connected to
         self.connected_s = now_s
         self.last_command_s = now_s
-        self.last_command = b""  # lower case, for CLIENT LIST
+        self.last_command = b""  # its name, as the client spelt it
         self.commands = 0  # commands received
         self.user = "default"
         self.authenticated = authenticated

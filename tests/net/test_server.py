@@ -168,6 +168,30 @@ def test_answers_queued_without_a_wake_up_leave_with_one():
 # --- a client that has gone, a handler that is stuck ----------------------------------------------------------------
 
 
+def test_who_takes_nothing_from_a_congested_client_is_asked_again_when_it_has_read():
+    class Careful(Steered):
+        refused = 0
+
+        def on_commands(self, conn, argvs):
+            if conn.congested:
+                self.refused += 1
+                return 0
+            self.command(conn, argvs[0])
+            return 1
+
+    handler = Careful()
+    limits = ServerLimits(output_soft_bytes=64 * 1024)
+    with running(handler, limits=limits) as host, host.client(receive_bytes=4096) as client:
+        client.send("LATER", "a")
+        conn, word, _ = wait_for(lambda: handler.held and handler.held.pop())
+        client.sock.sendall(command(b"BIG", b"200000") * 50)
+        conn.push(b"y" * 8 * MIB)
+        conn.send(encoded(word))
+        assert len(client.read()) == 8 * MIB
+        assert client.read() == b"a"
+        assert [len(client.read()) for _ in range(50)] == [200_000] * 50
+
+
 @LOOPS
 def test_a_late_answer_never_reaches_the_next_client_on_the_same_descriptor(io_threads):
     handler = Steered()
@@ -404,6 +428,41 @@ def test_unfinished_commands_of_all_clients_together_are_bounded():
         wait_for(lambda: len(handler.closed) >= 3)
         assert host.call(lambda: host.server.loop.pending_bytes) <= 8 * MIB
         assert friend.ask("PING") == b"PONG"
+
+
+def test_commands_that_wait_count_as_unfinished_until_they_are_handed_over():
+    handler = Steered()
+    with running(handler) as host, host.client() as client:
+        loop = host.server.loop
+        client.send("LATER", "a")
+        conn, word, _ = wait_for(lambda: handler.held and handler.held.pop())
+        client.sock.sendall(b"PING\r\n" * 10_000)
+        wait_for(lambda: len(conn.backlog) == 10_000)
+        assert host.call(lambda: loop.pending_bytes) >= 60_000
+        conn.reply(word)
+        assert [client.read() for _ in range(10_001)] == [b"a"] + [b"PONG"] * 10_000
+        assert host.call(lambda: loop.pending_bytes) == 0
+
+
+def test_reading_pauses_also_for_a_handler_that_takes_one_command_at_a_time():
+    class OneLater(Steered):
+        def on_commands(self, conn, argvs):
+            self.held.append((conn, argvs[0][1], conn.ticket))
+            return 1
+
+    handler = OneLater()
+    limits = ServerLimits(backlog_bytes_max=128 * 1024)
+    with running(handler, limits=limits) as host, host.client() as client:
+        sender = threading.Thread(target=client.sock.sendall, args=(command(b"ECHO", b"x" * 1000) * 3000,))
+        sender.start()
+        peak = 0
+        for _ in range(3000):
+            conn, word, _ = wait_for(lambda: handler.held and handler.held.pop())
+            peak = max(peak, len(conn.backlog))
+            conn.send(encoded(word))
+            assert len(client.read()) == 1000
+        sender.join()
+        assert peak < 3 * (128 * 1024 + 65_536) / 1000
 
 
 def test_a_client_that_sends_single_bytes_costs_a_few_events_and_nobody_waits():
