@@ -28,7 +28,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
 
@@ -40,17 +40,20 @@ from raftdb.consensus.lease import Lease
 from raftdb.consensus.stamp import StampClock
 from raftdb.errors import Bug, DiskFull, EntryDamaged, RaftdbError, StorageError
 from raftdb.node.pending import LEADERSHIP_LOST, NO_LEADER, STOPPING, TOO_BUSY, Batch, Pending, Ticket
-from raftdb.types import Entry, Kind, Proposal, Role, SnapshotMeta
+from raftdb.types import Entry, Kind, Persist, Proposal, Role, SnapshotMeta
 
 if TYPE_CHECKING:
     from raftdb.commands.machine import Machine
     from raftdb.config import Config
     from raftdb.consensus.core import Core
-    from raftdb.consensus.messages import Envelope
+    from raftdb.consensus.membership import Change
     from raftdb.consensus.ready import Ready, Released, RoleChange
     from raftdb.net.server import Server
     from raftdb.node.dispatch import Dispatch
     from raftdb.node.housekeeper import Housekeeper
+    from raftdb.node.installer import Installer
+    from raftdb.node.members import ChangeTicket
+    from raftdb.node.peering import Peering
     from raftdb.node.reads import Reads
     from raftdb.node.snapshotter import Snapshotter
     from raftdb.storage.datadir import DataDir
@@ -60,6 +63,8 @@ log = logging.getLogger("raftdb.driver")
 CONTROL_TURN_S: Final = 0.05  # a long apply lets the peers in this often
 REPLIES_PER_LOOK: Final = 32  # client replies sent before the peers are looked at again
 ENTRY_BYTES_MAX: Final = 8 * MIB  # commands gathered into one entry; one ticket alone may be larger
+RECENT_ENTRIES_MAX: Final = 100_000
+RECENT_BYTES_MAX: Final = 64 * MIB
 ENTRY_COMMANDS_MAX: Final = 20_000
 WAITING_BYTES_MAX: Final = 64 * MIB  # of commands that wait for their entry, or for a leader
 APPLY_ENTRIES_MAX: Final = 256  # entries applied in one transaction of the data
@@ -71,18 +76,6 @@ GOODBYE_S: Final = 2.0  # for replies that are still to be sent when the node st
 
 #: What ends the process when the driver meets it.
 FATAL: Final = (StorageError, Bug, AssertionError, MemoryError, OSError, lmdb.Error, RecursionError)
-
-
-class Outbound(Protocol):
-    """What the driver needs of the peers' side (node.peering); a node without peers has an idle one."""
-
-    def send(self, envelopes: tuple[Envelope, ...]) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def tick(self) -> None: ...
-
-    def target_ms(self) -> int | None: ...
 
 
 class Driver:
@@ -109,11 +102,13 @@ class Driver:
         self.loop = server.loop
         self.dispatch = dispatch
         self.housekeeper = housekeeper
-        self.peers: Outbound | None = None
-        self.reads: Reads = None  # type: ignore[assignment]  # set by the node, as the next
+        self.peers: Peering = None  # type: ignore[assignment]  # set by the node, as the next ones
+        self.reads: Reads = None  # type: ignore[assignment]
         self.snapshotter: Snapshotter = None  # type: ignore[assignment]
+        self.installer: Installer = None  # type: ignore[assignment]
         self.on_role = on_role
         self.pending = Pending()
+        self.clock_fit = True  # False: this node's clock is too far off the others' to lead
         self.inbox: deque[Ticket] = deque()  # appended by any loop
         self.waiting: deque[Ticket] = deque()  # taken from the inbox, not yet proposed
         self.recent: dict[int, Entry] = {}  # appended and not yet applied: apply need not read the log
@@ -134,6 +129,9 @@ class Driver:
         self._applying = False
         self._waiting_bytes = 0
         self._flushed_us = 0  # sum over all flushes
+        self._open: Ready | None = None  # its persist found no room on the disk
+        self._log_room_s = 0.0  # try again then
+        self._recent_bytes = 0
         self._stamps = StampClock(self.log.stamp(self.log.last), _mono_ms())
         self.lease = Lease(config.lease_ms, config.election_ms, config.tick_ms)
         self._on_end: Callable[[], None] = _nothing
@@ -170,10 +168,17 @@ class Driver:
         self.thread = threading.Thread(target=self.run, name="raftdb-driver", daemon=True)
         self.thread.start()
 
+    def run_here(self, on_end: Callable[[], None]) -> None:
+        """run() in the calling thread."""
+        self._on_end = on_end
+        self.run()
+
     def drain(self, wait_s: float) -> None:
         """Wait until nothing is under way. Any other thread."""
         end_s = clock.monotonic() + wait_s
-        while (self.inbox or self.waiting or len(self.pending)) and clock.monotonic() < end_s:
+        while (
+            self.inbox or self.waiting or len(self.pending) or self.peers.forwarding.under_way
+        ) and clock.monotonic() < end_s:
             if self.stopped.wait(DRAIN_POLL_S):
                 return
 
@@ -189,6 +194,11 @@ class Driver:
         meta = self.log.snapshot
         return self.applied - (meta.index if meta is not None else 0)
 
+    @property
+    def takes_writes(self) -> bool:
+        """A node that is about to stop takes none from others."""
+        return not self.stopping
+
     def flush_mean_us(self) -> int:
         return self._flushed_us // max(1, self.flushes)
 
@@ -196,6 +206,7 @@ class Driver:
         """Everything that waits for an answer, as far as it can be seen from another thread: for the watchdog."""
         try:
             found = [ticket for batch in self.pending.copies() for ticket in batch.tickets]
+            found += [ticket for sent in self.peers.forwarding.copies() for ticket in sent.tickets]
             return found + list(self.waiting) + list(self.inbox)
         except RuntimeError:  # changed while it was copied: so the driver is not stuck
             return []
@@ -204,9 +215,9 @@ class Driver:
         """On a leader the time by which keys fall due, in ms; None elsewhere. Any thread."""
         return self.target_ms() if self.core.role is Role.LEADER else None
 
-    def join(self, wait_s: float | None = None) -> None:
+    def join(self) -> None:
         if self.thread is not None:
-            self.thread.join(wait_s)
+            self.thread.join()
 
     # --- the turn ---------------------------------------------------------------------------------------------------
 
@@ -248,8 +259,8 @@ class Driver:
         """At most one per turn: after a stall the messages that waited come first, and no election is invented."""
         self._next_tick_s = max(self._next_tick_s + self.config.tick_ms / 1000, now_s + self.config.tick_ms / 2000)
         self.core.tick()
-        if self.peers is not None:
-            self.peers.tick()
+        self.peers.tick()
+        self.core.fit = self.clock_fit and not self._no_room_until_s
         self.pending.expire(now_s - self.config.request_timeout_ms / 1000)
         self._expire_waiting(now_s - self.config.leader_wait_ms / 1000)
         self.reads.expire(now_s - self.config.request_timeout_ms / 1000)
@@ -263,7 +274,10 @@ class Driver:
     def _keep_log_short(self, now_s: float) -> None:
         """Snapshot triggers, and one bounded step of trimming."""
         self.snapshotter.trigger(self.applied, self.log_bytes_since_snapshot, now_s)
-        if self.snapshotter.trim(self.log.last + 1):
+        if self.core.snapshot_wanted and not self.snapshotter.busy:
+            log.info("snapshot: a member needs entries that are no longer in the log")
+            self.snapshotter.request()
+        if not self.installer.busy and self.snapshotter.trim(self.core.pinned + 1):
             self.core.log_trimmed()
             self._next_housekeeping_s = now_s  # more to do
 
@@ -283,15 +297,19 @@ class Driver:
 
     def _look_at_peers(self) -> None:
         """Between client replies: what the peers have to say does not wait."""
-        if self.peers is not None:
+        if self.loop.poll_registered():
             self._settle()
+            self.server.wake()
 
     # --- proposing --------------------------------------------------------------------------------------------------
 
     def _propose(self, now_s: float) -> None:
         while self.inbox:
             self._wait(self.inbox.popleft())
-        if not self.waiting or len(self.pending) >= self.in_flight_max or self.core.role is not Role.LEADER:
+        if not self.waiting or len(self.pending) >= self.in_flight_max:
+            return
+        if self.core.role is not Role.LEADER:
+            self._waiting_bytes -= self.peers.forwarding.forward(self.waiting)
             return
         tickets = self._gather()
         items = [item for ticket in tickets for item in ticket.items]
@@ -338,6 +356,16 @@ class Driver:
             self.pending.add(index, batch)
         return index
 
+    def propose_change(self, change: Change, ticket: ChangeTicket | None) -> ChangeTicket | None:
+        """Append a membership entry; `ticket` is answered when it is applied.
+
+        Raises NotLeader, Busy, ChangeRefused.
+        """
+        index = self.core.propose_membership(change, self._stamp(), secrets.randbits(64))
+        if ticket is not None:
+            self.pending.add(index, Batch(self.core.term, [ticket], [], clock.monotonic()))
+        return ticket
+
     def move_time(self, due_ms: int) -> int:
         """Leader: the index of an entry whose stamp is at least `due_ms`; appends one that only moves the time."""
         if self._stamps.last_ms < due_ms or self.core.last_index <= self.applied:
@@ -350,7 +378,7 @@ class Driver:
 
     def target_ms(self) -> int | None:
         """What the stamps follow: the own clock when alone, else the median of the voters' clocks."""
-        return clock.wall_ms() if self.peers is None else self.peers.target_ms()
+        return self.peers.target_ms()
 
     def _keep_time(self) -> None:
         """An idle leader moves the time on when a key falls due, at most once per tick."""
@@ -366,43 +394,80 @@ class Driver:
         """Everything that the core wants done, until it wants nothing more."""
         while True:
             moved = self._drain_core()
-            if self.commit > self.applied and not self._applying:
+            if self.commit > self.applied and not self._applying and not self.installer.busy:
                 moved = self._apply() or moved
             if not moved:
                 return
 
     def _drain_core(self) -> bool:
         moved = False
-        while (ready := self.core.ready()) is not None:
+        while (ready := self._open or self.core.ready()) is not None:
+            if ready is not self._open:
+                self._send_early(ready)
+                if ready.sends_only:
+                    moved = True
+                    continue
+            if not self._persist(ready):
+                return self._send_meanwhile() or moved
             moved = True
-            self._first_stage(ready)
-            if not ready.sends_only:
-                self._second_stage(self.core.persisted(ready))
+            self._second_stage(self.core.persisted(ready))
         return moved
 
-    def _first_stage(self, ready: Ready) -> None:
+    def _send_meanwhile(self) -> bool:
+        """The disk has no room for what is to be persisted: what needs no disk still leaves."""
+        ready = self.core.ready()
+        if ready is not None:
+            self._send_early(ready)
+        return ready is not None
+
+    def _send_early(self, ready: Ready) -> None:
         if ready.lease_end:
             self.reads.at_once = False
         if ready.lease_end or ready.round:
             self.lease.before_send(ready, boottime_ms())
-        if self.peers is not None and ready.send:
+        if ready.send:
             self.peers.send(ready.send)
             self.peers.flush()
+
+    def _persist(self, ready: Ready) -> bool:
+        """The one synced commit. False: no room; `ready` stays open and is tried again."""
         persist = ready.persist
         if persist is None:
-            return
+            return True
         start_s = clock.monotonic()
+        if start_s < self._log_room_s:
+            return False
         self.loop.leave()
         try:
             self.log.commit(persist)
+        except DiskFull as error:
+            self._no_room_for_log(ready, error)
+            return False
         finally:
             self.loop.enter()
+        self._open = None
         self._count_flush(start_s)
+        self._keep(persist)
+        if persist.install is not None:
+            self.installer.install(persist.install)
+        return True
+
+    def _keep(self, persist: Persist) -> None:
+        """What apply will need stays in memory, up to a bound; the rest is read back from the log."""
+        recent = self.recent
         for entry in persist.entries:
-            self.recent[entry.index] = entry
             self.log_bytes_since_snapshot += len(entry.payload)
+            if len(recent) < RECENT_ENTRIES_MAX and self._recent_bytes < RECENT_BYTES_MAX:
+                recent[entry.index] = entry
+                self._recent_bytes += len(entry.payload)
         if persist.entries:
             self._stamps.observe(persist.entries[-1].stamp, _mono_ms())
+
+    def _forget(self, index: int) -> Entry | None:
+        entry = self.recent.pop(index, None)
+        if entry is not None:
+            self._recent_bytes -= len(entry.payload)
+        return entry
 
     def _count_flush(self, start_s: float) -> None:
         took_us = int((clock.monotonic() - start_s) * 1e6)
@@ -411,7 +476,7 @@ class Driver:
         self._flushed_us += took_us
 
     def _second_stage(self, released: Released) -> None:
-        if self.peers is not None and released.send:
+        if released.send:
             self.peers.send(released.send)
             self.peers.flush()
         self.commit = max(self.commit, released.commit)
@@ -422,6 +487,8 @@ class Driver:
             self.core.age_ms = self.lease.age_ms(boottime_ms()) or 0
         if released.reads:
             self.reads.answered(released.reads)
+        if released.fetch is not None:
+            self.peers.fetch(released.fetch)
 
     def _role_changed(self, change: RoleChange) -> None:
         if change.role is not Role.LEADER:
@@ -492,10 +559,13 @@ class Driver:
                 ticket.answer(replies[start:stop], at)
                 start = stop
         for at in range(first, index + 1):
-            entry = self.recent.pop(at, None)
+            entry = self._forget(at)
             self.pending.settled(at, entry.term if entry is not None else self.log.term(at))
         self.core.applied_to(index)
         self.housekeeper.wrote(size_bytes)
+        if self._no_room_until_s:
+            self._no_room_until_s = 0.0
+            log.warning("there is room for the data again")
         self.reads.at_once = self._leads_alone()
         self.reads.applied(index)
 
@@ -532,8 +602,30 @@ class Driver:
 
     def _no_room(self, error: DiskFull) -> None:
         """The data has no room. Committed entries stay in the log; apply is tried again in a second."""
-        log.error("no room for the data, applying waits: %s", error)
+        if not self._no_room_until_s:
+            log.error("no room for the data, applying waits: %s", error)
+            self.core.step_down("no room on the disk")
         self._no_room_until_s = clock.monotonic() + DISK_RETRY_S
+
+    def _no_room_for_log(self, ready: Ready, error: DiskFull) -> None:
+        """Nothing was written. The reserve is given back to the file system, and it is tried again."""
+        self._open = ready
+        freed = self.data.release_reserve()
+        if not freed:
+            log.error("no room for the log: %s", error)
+        self._log_room_s = clock.monotonic() + (0.0 if freed else DISK_RETRY_S)
+
+    def switched(self, meta: SnapshotMeta) -> None:
+        """A leader's snapshot is the data now."""
+        self.kv = self.machine.kv = self.data.kv
+        for index in [index for index in self.recent if index <= self.kv.applied]:
+            self._forget(index)
+        self.applied = self.kv.applied
+        self.commit = max(self.commit, self.applied)
+        self.pending.skipped(self.applied)
+        self.log_bytes_since_snapshot = self._log_bytes()
+        self.reads.applied(self.applied)
+        log.info("snapshot %s is installed: index %d", meta.name, meta.index)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -545,6 +637,7 @@ class Driver:
             self.waiting.popleft().fail(STOPPING)
         self.pending.fail_all(LEADERSHIP_LOST)
         self.reads.fail_all()
+        self.peers.forwarding.fail_all()
         self.server.wake()
         self._see_clients_off()
         self.stopped.set()

@@ -21,6 +21,7 @@ the bytes per ticket, or "error" and the text, or "again".
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,11 +29,11 @@ import msgpack
 
 from raftdb import clock
 from raftdb.commands.machine import Transaction
-from raftdb.commands.table import WRITE
+from raftdb.commands.table import MAY_SHRINK, WRITE
 from raftdb.errors import CommandError, Damaged, PeerError, Uncertain, Unexecuted
 from raftdb.net.resp import encode_many
 from raftdb.net.wire import Forward, ForwardReply
-from raftdb.node.pending import LOST_CONTACT, OVERWRITTEN, TIMED_OUT, Ticket
+from raftdb.node.pending import DISK_LOW, LOST_CONTACT, OVERWRITTEN, TIMED_OUT, Ticket
 from raftdb.types import NodeRef, Role
 
 if TYPE_CHECKING:
@@ -116,12 +117,13 @@ class Forwarding:
 
     # --- follower ---------------------------------------------------------------------------------------------------
 
-    def forward(self, waiting: Any) -> None:
-        """Send what waits (a deque of tickets) to the leader, if there is one and a connection to it."""
+    def forward(self, waiting: deque[Ticket]) -> int:
+        """Send what waits to the leader, if there is one and a connection to it; returns the bytes that went."""
         core = self._driver.core
         leader = core.leader
         if core.role is Role.LEADER or leader is None or not self._peering.is_connected(leader):
-            return
+            return 0
+        sent_bytes = 0
         while waiting and len(self._sent) < UNDER_WAY_MAX:
             tickets: list[Ticket] = []
             size_bytes = 0
@@ -130,7 +132,9 @@ class Forwarding:
                 tickets.append(waiting.popleft())
             if not self._send(leader, core.term, tickets):
                 waiting.extendleft(reversed(tickets))
-                return
+                break
+            sent_bytes += size_bytes
+        return sent_bytes
 
     def _send(self, leader: NodeRef, term: int, tickets: list[Ticket]) -> bool:
         encode = self._driver.machine.encode
@@ -191,7 +195,11 @@ class Forwarding:
             self._peering.send_to(sender, ForwardReply(forward.request_id, False, 0, payload))
             return
         parts = [self._part(row) for row in _unpacked(forward.payload)]
-        self._driver.submit([ForwardedTicket(self._peering, sender, forward.request_id, parts)])
+        ticket = ForwardedTicket(self._peering, sender, forward.request_id, parts)
+        if self._driver.housekeeper.low and not all(map(shrinks, ticket.writes)):
+            ticket.fail(DISK_LOW)
+        else:
+            self._driver.submit([ticket])
 
     def _part(self, row: Any) -> tuple[int, list[Any]]:
         if type(row) is not list or len(row) != 2 or row[0] not in (0, 2, 3) or type(row[1]) is not bytes:
@@ -215,6 +223,12 @@ def is_write(item: Any) -> bool:
     if isinstance(item, Transaction):
         return True
     return bool(item.command.flags & WRITE)
+
+
+def shrinks(item: Any) -> bool:
+    """Is this item taken on a full disk?"""
+    requests = item.requests if isinstance(item, Transaction) else (item,)
+    return all(not each.command.flags & WRITE or each.command.flags & MAY_SHRINK for each in requests)
 
 
 def size_of(item: Any) -> int:

@@ -20,7 +20,7 @@ from raftdb import clock
 from raftdb.config import peer_address
 from raftdb.consensus.core import Busy, NotLeader
 from raftdb.consensus.membership import Change, ChangeKind, ChangeRefused
-from raftdb.errors import CommandError, Unexecuted
+from raftdb.errors import CommandError, RaftdbError, Unexecuted
 from raftdb.node.pending import TIMED_OUT, Ticket
 from raftdb.types import Member, Role
 
@@ -120,6 +120,21 @@ class Members:
             if clock.monotonic() > end_s:
                 raise CommandError("ERR leadership was not taken over in time; this node may still lead")
             node.driver.stopped.wait(POLL_S)
+
+    def hand_over(self, wait_s: float) -> None:
+        """Before this node stops: let another voter lead, if there is one. Never fails."""
+        node = self._node
+        if node.role is not Role.LEADER or len(node.data.log.membership.voters) < 2:
+            return
+        try:
+            node.in_driver(lambda: node.core.transfer(None))
+        except (RaftdbError, CommandError) as error:
+            log.info("leadership is not handed over: %s", error)
+            return
+        end_s = clock.monotonic() + wait_s
+        while node.role is Role.LEADER and clock.monotonic() < end_s and not node.driver.stopped.wait(POLL_S):
+            pass
+        log.info("leadership handed over" if node.role is not Role.LEADER else "nobody took the lead in time")
 
     # --- steps ------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ stop    the reverse: leadership is handed over, no new clients, what is under wa
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 import threading
@@ -21,19 +22,24 @@ from typing import Any, Final, TypeVar
 
 from raftdb import __version__, clock
 from raftdb.commands.machine import Machine, Request
-from raftdb.commands.table import LOCAL, WRITE, Command, builtin_table
+from raftdb.commands.table import LOCAL, WRITE, Command, Table, builtin_table
 from raftdb.config import SETTINGS, Config
 from raftdb.consensus.core import Core, CoreConfig
 from raftdb.consensus.ready import RoleChange
-from raftdb.errors import Bug, CommandError, UsageError
+from raftdb.errors import Bug, CommandError, RaftdbError, Unexecuted, UsageError
 from raftdb.net import resp
 from raftdb.net.server import Server, ServerLimits, WorkerPool, raise_descriptor_limit
 from raftdb.net.session import Session
+from raftdb.net.wire import Identity
 from raftdb.node import starting
 from raftdb.node.dispatch import Dispatch, Run
 from raftdb.node.driver import Driver
 from raftdb.node.events import Callback, Events
+from raftdb.node.forming import Former
 from raftdb.node.housekeeper import Housekeeper
+from raftdb.node.installer import Installer
+from raftdb.node.members import Members
+from raftdb.node.peering import Peering, listed_addresses, own_identity
 from raftdb.node.pending import TIMED_OUT, Ticket
 from raftdb.node.port import DriverCalls, Port
 from raftdb.node.reads import Reads
@@ -48,6 +54,7 @@ log = logging.getLogger("raftdb.node")
 T = TypeVar("T")
 
 STOP_DRAIN_S: Final = 5.0  # for commands that are under way when the node stops
+STOP_HAND_OVER_S: Final = 2.0  # for another member to take the lead
 CALLBACK_WAIT_S: Final = 2.0
 READY_POLL_S: Final = 0.01
 
@@ -72,7 +79,13 @@ class Node:
         self.term = 0
         self.events = Events(self)
         self.serving = False
-        self._commands = tuple(commands)
+        self.driver: Driver = None  # type: ignore[assignment]  # these while there is no data
+        self.data: DataDir = None  # type: ignore[assignment]
+        self.port: Port = None  # type: ignore[assignment]
+        self.peering: Peering = None  # type: ignore[assignment]
+        self.former: Former | None = None
+        self._forming_thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
         self._ended = threading.Event()
         self._on_end: list[Callable[[], None]] = []
         self._stop_lock = threading.Lock()
@@ -100,27 +113,59 @@ class Node:
             consistency=self.config.reads,
         )
         try:
-            self.config = self.dispatch.config = starting.listen(self.config, self.server)
-            self.settings.update({name: getattr(self.config, name) for name in SETTINGS})
-            self.secret = starting.cluster_secret(self.config)
-            self.data = self._open_data()
-        except BaseException:
-            self.server.close()
-            self.pool.stop()
-            raise
-        try:
-            self._assemble()
-            self._start_threads()
+            self._start()
         except BaseException:
             self.stop()
             raise
 
-    def _open_data(self) -> DataDir:
-        if not DataDir.exists(self.config.own_data_dir):
-            starting.create_alone(self.config)
-        return starting.open_data(self.config)
+    def _start(self) -> None:
+        self.config = self.dispatch.config = starting.listen(self.config, self.server)
+        self.settings.update({name: getattr(self.config, name) for name in SETTINGS})
+        self.port = self.dispatch.port = Port(self)
+        secret = starting.cluster_secret(self.config)
+        has_data = starting.has_data(self.config)
+        identity = own_identity(
+            self.config, secrets.randbits(64), self.life, listed_addresses(self.config)[0], table_digest(self.table)
+        )
+        self.peering = Peering(self.config, self.server.loop, secret, identity)
+        starting.listen_for_peers(self.config, self.peering)
+        if has_data or not self.config.ensemble:
+            if not has_data:
+                starting.create_alone(self.config)
+            self._assemble()
+            self.driver.start(self._driver_ended)
+        else:
+            self.dispatch.not_ready = Unexecuted("CLUSTERDOWN this node has no data yet and asks the others")
+            self._forming_thread = threading.Thread(target=self._form, name="raftdb-driver", daemon=True)
+            self._forming_thread.start()
+        self.server.start()
+
+    def _form(self) -> None:
+        """The driver's thread of a node with -e and without data."""
+        incarnation = self.peering.identity.incarnation
+        self.former = Former(self.config, self.peering, self.dispatch, incarnation, secrets.token_hex(16))
+        try:
+            outcome = self.former.run(self.server.loop)
+            if outcome is None:
+                return
+            starting.create_member(self.config, incarnation, outcome.cluster_id, outcome.members)
+            self.former.accepted()
+            self._assemble()
+        except Exception as error:
+            self._form_failed(error)
+            return
+        self.dispatch.not_ready = None
+        self.driver.run_here(self._driver_ended)
+
+    def _form_failed(self, error: Exception) -> None:
+        known = isinstance(error, RaftdbError | OSError)
+        self._failure = error if known else Bug(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+        log.critical("stopping: %s", error, exc_info=None if known else error)
+        self._driver_ended()
 
     def _assemble(self) -> None:
+        """Open the data and put the parts together, in the thread that is going to be the driver's or before it."""
+        self.data = starting.open_data(self.config)
         config, data = self.config, self.data
         self.machine.kv = data.kv
         self.housekeeper = Housekeeper([data.path], config.min_free_bytes, lambda: self.data.kv.sync(), self._fail)
@@ -130,13 +175,34 @@ class Node:
             config, data, self.core, self.machine, self.server, self.dispatch, self.housekeeper, self._role_changed
         )
         self.driver.reads = Reads(self.driver, self.dispatch)
+        self.driver.peers = self.peering
         self.dispatch.driver = self.driver
-        self.port = self.dispatch.port = Port(self)
         self.snapshotter = Snapshotter(config, data, self.driver.call, self._snapshot_made, self._fail)
         self.driver.snapshotter = self.snapshotter
+        self.driver.installer = Installer(data, self.driver.call, self.driver.switched, self._fail)
         self._calls = DriverCalls(self.driver.call, self.driver.stopped, config.request_timeout_ms / 1000)
         self.watchdog = Watchdog(self.driver, config.request_timeout_ms / 1000)
+        self.members = Members(self)
         self._session = Session(0, "embedded", "embedded", consistency=config.reads)
+        self.peering.attach(self.driver, self._identity(starts))
+        self._start_helpers()
+
+    def _start_helpers(self) -> None:
+        self.housekeeper.start()
+        self.snapshotter.start()
+        self.events.start()
+        self.events.emit("on_start")
+        self.watchdog.start()
+        self.serving = True
+
+    def _identity(self, starts: int) -> Identity:
+        return self.peering.identity._replace(
+            cluster_id=self.data.identity.cluster_id,
+            incarnation=self.data.identity.incarnation,
+            starts=starts,
+            last_index=self.core.last_index,
+            term=self.core.term,
+        )
 
     def _new_core(self, starts: int) -> Core:
         data, config = self.data, self.config
@@ -165,32 +231,21 @@ class Node:
             core.quarantine(index)
         return core
 
-    def _start_threads(self) -> None:
-        self.housekeeper.start()
-        self.snapshotter.start()
-        self.events.start()
-        self.events.emit("on_start")
-        self.driver.start(self._driver_ended)
-        self.watchdog.start()
-        self.server.start()
-        self.serving = True
-
     def greeting(self) -> str:
         """One line: where the node listens, and how to connect."""
         host, port = self.config.bind or self.config.host, self.config.port
         where = "" if host in ("127.0.0.1", "localhost") else f"-h {self.config.host} "
         password = " --askpass" if self.config.requirepass else ""
-        return (
-            f"raftdb {__version__}: node {self.config.own_id} serves on {self.config.address}, data in {self.data.path}"
-            f"; connect with: redis-cli {where}-p {port}{password}"
-        )
+        where_data = f"data in {self.config.own_data_dir}"
+        how = f"connect with: redis-cli {where}-p {port}{password}"
+        return f"raftdb {__version__}: node {self.config.own_id} serves on {self.config.address}, {where_data}; {how}"
 
     # --- stop -------------------------------------------------------------------------------------------------------
 
     @property
     def failure(self) -> BaseException | None:
         """Why the node stopped by itself; None when it was asked to, or runs."""
-        return self.driver.failure if hasattr(self, "driver") else None
+        return self._failure or (self.driver.failure if self.driver is not None else None)
 
     def on_end(self, fn: Callable[[], None]) -> None:
         """Call `fn` when the node ends by itself (storage error, SHUTDOWN): somebody should then call stop()."""
@@ -199,8 +254,8 @@ class Node:
             fn()
 
     def request_stop(self, now: bool) -> None:
-        """SHUTDOWN: end as if asked from outside. Any thread."""
-        if now:
+        """SHUTDOWN: end as if asked from outside; `now`: without handing leadership over. Any thread."""
+        if now and self.driver is not None:
             self.driver.stop()
         else:
             self._driver_ended()
@@ -214,36 +269,50 @@ class Node:
         self._fail(Bug(f"thread {thread}: {type(error).__name__}: {error}").with_traceback(error.__traceback__))
 
     def _fail(self, error: BaseException) -> None:
-        self.driver.fail(error)
+        if self.driver is not None:
+            self.driver.fail(error)
 
     def stop(self) -> None:
         """Hand over, finish what is under way, sync, close. Any thread but the driver's; a second call waits."""
         with self._stop_lock:
-            if self._stopped:
-                return
-            self._stopped = True
-            self._stop()
+            if not self._stopped:
+                self._stopped = True
+                self._stop()
+                self._ended.set()
 
     def _stop(self) -> None:
         self.serving = False
-        if hasattr(self, "port"):
+        if self.former is not None:
+            self.former.stopping = True
+        if self.port is not None:
             self.port.stop()
-        if hasattr(self, "driver"):
-            self.driver.drain(STOP_DRAIN_S)
-            self.driver.stop()
-            self.driver.join()
-            self.watchdog.stop()
-            self.events.emit("on_shutdown")
+        if self.driver is not None:
+            self._stop_driver()
+        if self._forming_thread is not None:
+            self._forming_thread.join()
+        if self.peering is not None:
+            self.peering.close()
         self.server.close()
         self.pool.stop()
-        if hasattr(self, "snapshotter"):
-            self.snapshotter.stop()
-        if hasattr(self, "housekeeper"):
-            self.housekeeper.stop()
+        if self.data is not None:
+            self._stop_helpers(self.data)
+
+    def _stop_driver(self) -> None:
+        assert self.driver is not None
+        self.members.hand_over(STOP_HAND_OVER_S)
+        self.driver.drain(STOP_DRAIN_S)
+        self.driver.stop()
+        self.driver.join()
+
+    def _stop_helpers(self, data: DataDir) -> None:
+        self.watchdog.stop()
+        self.events.emit("on_shutdown")
+        self.snapshotter.stop()
+        self.driver.installer.join()
+        self.housekeeper.stop()
         self.events.stop(CALLBACK_WAIT_S)
-        self.data.claim()
-        self.data.close(clean=self.failure is None)
-        self._ended.set()
+        data.claim()
+        data.close(clean=self.failure is None)
 
     def join(self, wait_s: float | None = None) -> bool:
         """Wait until the node has ended; whether it has."""
@@ -439,3 +508,9 @@ class _CallRun(Run):
 
     def answer(self, replies: Sequence[Any]) -> None:
         self.call.finish(list(replies))
+
+
+def table_digest(table: Table) -> bytes:
+    """Tells whether two nodes have the same commands in the same versions."""
+    rows = "\n".join(f"{name} {version}" for name, version in sorted(table.versions().items()))
+    return hashlib.blake2b(rows.encode(), digest_size=16).digest()

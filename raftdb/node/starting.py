@@ -17,6 +17,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,7 @@ from raftdb.types import Member, Membership
 
 if TYPE_CHECKING:
     from raftdb.net.server import Server
+    from raftdb.node.peering import Peering
 
 log = logging.getLogger("raftdb.start")
 
@@ -205,6 +207,44 @@ def create_alone(config: Config) -> None:
         membership=Membership(0, (own_member(config, incarnation, voter=True),)),
         snapshot=Path(config.load) if config.load else None,
     )
+
+
+def create_member(config: Config, incarnation: int, cluster_id: str, members: tuple[Member, ...]) -> None:
+    """What forming.py has decided. Durable when it returns."""
+    DataDir.create(
+        config.own_data_dir,
+        node_id=config.own_id,
+        cluster_id=cluster_id,
+        incarnation=incarnation,
+        membership=Membership(0, tuple(sorted(members))),
+    )
+
+
+def has_data(config: Config) -> bool:
+    """Is there a data directory? Raises UsageError for half of one, or one that cannot be used.
+
+    With -o and -e half a directory is moved aside: the node joins anew and replaces its former self.
+    """
+    path = config.own_data_dir
+    try:
+        return DataDir.exists(path)
+    except UsageError:
+        if not (config.overwrite and config.ensemble and (path / "identity").exists() != (path / "log").exists()):
+            raise
+    aside = path.with_name(f"{path.name}.old-{int(time.time())}")
+    os.rename(path, aside)
+    log.warning("half a data directory: moved to %s, this node joins anew (-o)", aside)
+    return False
+
+
+def listen_for_peers(config: Config, peering: Peering) -> None:
+    """Raises UsageError."""
+    try:
+        peering.listen()
+    except OSError as error:
+        host = config.bind or config.host
+        error.filename = str(config.port + 1)
+        raise UsageError(_why_not(config, host, config.port, error)) from None
 
 
 def open_data(config: Config) -> DataDir:

@@ -1,0 +1,503 @@
+"""The other nodes, as this one meets them: who is let in, what they say, who else wants to be a member.
+
+PeerNet moves the messages; this module is what the node makes of them. Consensus messages go to the core, forwarded
+commands to forwarding.py, pieces of snapshots to the transfer, and what nodes without data say to forming.py. All of
+it runs in the driver's thread, called from its polls and ticks.
+
+**Joining.** A node that has made its data directory for an existing cluster (forming.py) and whose log is still empty
+asks to be added, once a second, any member it can reach; one that does not lead names the leader's address. The leader
+adds it as a learner and the core promotes it. A log that holds something means that this node was a member before: if
+it is none now, it was removed; then it waits, says so, and never asks.
+
+**Changed addresses.** A member that greets with other addresses than the membership has is moved by the leader.
+
+**A plan is handed on.** While the membership is the one given at forming, a member that has not accepted the plan yet
+(its greeting names no cluster) is given it by every formed node it meets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+
+from raftdb import __version__, clock
+from raftdb.config import Config, peer_address, split_address
+from raftdb.consensus.core import Busy, NotLeader
+from raftdb.consensus.handshake import Greeting, refusal
+from raftdb.consensus.membership import Change, ChangeKind, ChangeRefused
+from raftdb.consensus.messages import Envelope, Heartbeat, HeartbeatReply
+from raftdb.consensus.stamp import Deviation, WallClocks, deviation
+from raftdb.errors import PeerError, RaftdbError
+from raftdb.net.handshake import cluster_key
+from raftdb.net.peers import PeerNet, Refusal
+from raftdb.net.transfer import SnapshotFetcher, SnapshotSource
+from raftdb.net.wire import (
+    ChunkReply,
+    ChunkRequest,
+    FormProposal,
+    FormReply,
+    Forward,
+    ForwardReply,
+    Hint,
+    Identity,
+    JoinReply,
+    JoinRequest,
+    Reason,
+    StatusReply,
+    StatusRequest,
+)
+from raftdb.node.forwarding import Forwarding
+from raftdb.storage import snapshot
+from raftdb.types import Member, NodeRef, Role, SnapshotMeta
+
+if TYPE_CHECKING:
+    from raftdb.net.server import Loop
+    from raftdb.node.driver import Driver
+    from raftdb.node.forming import Former
+
+log = logging.getLogger("raftdb.peers")
+
+JOIN_EVERY_S: Final = 1.0
+CARE_EVERY_S: Final = 0.5  # identity, members to be connected to, plans, addresses
+WAITING_LINE_EVERY_S: Final = 5.0
+BANDWIDTH_BYTES: Final = 64 * 1024 * 1024
+
+
+def listed_addresses(config: Config) -> tuple[tuple[str, ...], bool]:
+    """The peer addresses that -e names, the own one removed, and whether it is one DNS name.
+
+    Raises UsageError.
+    """
+    entries = [entry.strip() for entry in config.ensemble.split(",") if entry.strip()]
+    found: dict[str, None] = {}
+    for entry in entries:
+        address = entry.rpartition("/")[2]
+        host, _ = split_address(address)
+        peer = peer_address(address)
+        if peer != peer_address(config.address):
+            found[peer] = None
+        is_name = "/" not in entry and len(entries) == 1 and _is_dns_name(host)
+    return tuple(found), bool(entries) and is_name
+
+
+def _is_dns_name(host: str) -> bool:
+    """A name that may stand for several nodes: has letters, is no IPv6 address, is not this machine's loopback."""
+    return host != "localhost" and ":" not in host and any(c.isalpha() for c in host)
+
+
+class Peering:
+    """PeerHandler of net.peers, Outbound of the driver. One per node, from before it is formed until it stops."""
+
+    def __init__(self, config: Config, loop: Loop, secret: bytes, identity: Identity) -> None:
+        self.config = config
+        self.driver: Driver | None = None  # None while there is no data
+        self.former: Former | None = None  # set while there is no data
+        self.identity = identity
+        bind = config.bind or config.host
+        dial_from = bind if bind not in ("0.0.0.0", "::") and bind[:1].isdigit() else ""
+        self.net = PeerNet(loop, self, identity, cluster_key(secret), dial_from=dial_from)
+        self.walls = WallClocks()
+        self.forwarding: Forwarding = None  # type: ignore[assignment]  # set by attach()
+        self.source: SnapshotSource = None  # type: ignore[assignment]
+        self.fetcher: SnapshotFetcher = None  # type: ignore[assignment]
+        self.leader_hint = ""  # peer address
+        self.refused = ""  # why the cluster does not let this node in; "" = it does
+        self._next_care_s = 0.0
+        self._next_join_s = 0.0
+        self._next_line_s = 0.0
+        self._members_set: object = None
+        self._clock_state = Deviation.FINE
+        self._status_id = 0
+
+    def listen(self) -> None:
+        """Raises OSError."""
+        host, port = split_address(peer_address(self.config.address))
+        self.net.listen(self.config.bind or host, port)
+
+    def attach(self, driver: Driver, identity: Identity) -> None:
+        """There is data now: the core takes part."""
+        self.driver = driver
+        self.former = None
+        directory = snapshot_directory(driver)
+        self.forwarding = Forwarding(driver, self)
+        self.source = SnapshotSource(directory, self._find_snapshot, self.net.send, bandwidth_bytes=BANDWIDTH_BYTES)
+        self.fetcher = SnapshotFetcher(
+            directory, self.net.send, snapshot.check_received, self._fetched, self._fetch_failed
+        )
+        self._set_identity(identity)
+        self.net.set_seeds(listed_addresses(self.config)[0])
+        self._care(clock.monotonic())
+
+    def _set_identity(self, identity: Identity) -> None:
+        if identity != self.identity:
+            self.identity = identity
+            self.net.set_identity(identity)
+
+    # --- the driver's side ------------------------------------------------------------------------------------------
+
+    def send(self, envelopes: tuple[Envelope, ...]) -> None:
+        send = self.net.send
+        for to, message in envelopes:
+            send(to, message)
+
+    def send_to(self, ref: NodeRef, message: Any) -> bool:
+        """False: certainly not sent."""
+        return self.net.send(ref, message)
+
+    def flush(self) -> None:
+        self.net.flush()
+
+    def is_connected(self, ref: NodeRef) -> bool:
+        return self.net.is_connected(ref)
+
+    def tick(self) -> None:
+        self.net.tick()
+        driver = self.driver
+        if driver is None:
+            return
+        self._keep_clocks(driver)
+        self.source.tick()
+        self.fetcher.tick()
+        now_s = clock.monotonic()
+        self.forwarding.expire(now_s - self.config.request_timeout_ms / 1000)
+        if now_s >= self._next_care_s:
+            self._next_care_s = now_s + CARE_EVERY_S
+            self._care(now_s)
+        self.net.flush()
+
+    def close(self) -> None:
+        if self.source is not None:
+            self.source.close()
+            self.fetcher.stop()
+        self.net.close()
+
+    # --- clocks -----------------------------------------------------------------------------------------------------
+
+    def target_ms(self) -> int | None:
+        """What stamps follow: the lower median of the voters' clocks; None when too few of them are known."""
+        driver = self.driver
+        assert driver is not None
+        voters = [member.ref for member in driver.core.membership.voters]
+        return self.walls.target(driver.core.me, clock.wall_ms(), voters, _mono_ms())
+
+    def _keep_clocks(self, driver: Driver) -> None:
+        core = driver.core
+        wall_ms = clock.wall_ms()
+        if core.role is not Role.LEADER:
+            core.wall_ms = wall_ms
+            return
+        target_ms = self.target_ms()
+        core.wall_ms = wall_ms if target_ms is None else target_ms
+        self._judge(wall_ms, target_ms)
+
+    def _judge(self, wall_ms: int, target_ms: int | None) -> None:
+        """Warn about the own clock; one that is far off must not lead."""
+        state = deviation(wall_ms, target_ms)
+        if state is not self._clock_state:
+            self._clock_state = state
+            if state is not Deviation.FINE:
+                log.warning(
+                    "this node's clock is %d ms off the others': check its time service", wall_ms - (target_ms or 0)
+                )
+        assert self.driver is not None
+        self.driver.clock_fit = state is not Deviation.UNFIT
+
+    # --- what peers say: PeerHandler --------------------------------------------------------------------------------
+
+    def authorize(self, identity: Identity) -> Refusal | None:
+        driver = self.driver
+        if driver is None or not identity.cluster_id:
+            return None
+        greeting = Greeting(identity.ref, identity.starts, identity.term, identity.last_index)
+        text = refusal(driver.core, greeting, None)
+        if text is None:
+            return None
+        reason = Reason.REMOVED if "removed" in text else Reason.RESTORED if "restored" in text else Reason.OTHER
+        return Refusal(reason, text)
+
+    def on_connected(self, identity: Identity) -> None:
+        if self.driver is not None:
+            self.driver.core.unreachable(identity.ref)
+            self.refused = ""
+        self._next_care_s = 0.0
+
+    def on_identity(self, identity: Identity) -> None:
+        self._next_care_s = 0.0
+
+    def on_lost(self, ref: NodeRef, reason: str) -> None:
+        if self.former is not None:
+            self.former.lost(ref)
+        if self.driver is not None:
+            self.driver.core.unreachable(ref)
+            self.forwarding.lost(ref)
+            self.source.lost(ref)
+            self.fetcher.lost(ref)
+
+    def on_message(self, ref: NodeRef, message: Any) -> None:
+        driver = self.driver
+        if driver is None:
+            return
+        kind = type(message)
+        if kind is HeartbeatReply:
+            self.walls.hear(ref, message.wall_ms, _mono_ms())
+        elif kind is Heartbeat and message.term >= driver.core.term:
+            self._heard_leader(driver, message)
+        driver.core.step(ref, message)
+
+    def _heard_leader(self, driver: Driver, heartbeat: Heartbeat) -> None:
+        if heartbeat.age_ms >= 0:
+            driver.reads.told_age(heartbeat.age_ms)
+        self._judge(clock.wall_ms(), heartbeat.wall_ms)
+
+    def on_frame(self, ref: NodeRef, message: Any) -> None:
+        if self.driver is None:
+            if self.former is not None:
+                self.former.on_frame(ref, message)
+            return
+        handler = self._FRAMES.get(type(message))
+        if handler is not None:
+            try:
+                handler(self, ref, message)
+            except PeerError as error:
+                log.warning("node %s: %s", ref.id, error)
+
+    def on_contact(self, ref: NodeRef) -> None:
+        """A piece of a long message: the leader lives."""
+        if self.driver is not None and self.driver.core.leader == ref:
+            self.driver.core.heard_leader(ref)
+
+    def on_refused(self, address: str, node_id: str, refusal: Refusal) -> None:
+        if self.former is not None:
+            self.former.refused(address, node_id, refusal)
+        elif refusal.reason in (Reason.REMOVED, Reason.RESTORED, Reason.OTHER):
+            self.refused = refusal.text
+
+    # --- frames -----------------------------------------------------------------------------------------------------
+
+    def _on_forward(self, ref: NodeRef, message: Forward) -> None:
+        self.forwarding.on_forward(ref, message)
+
+    def _on_forward_reply(self, ref: NodeRef, message: ForwardReply) -> None:
+        self.forwarding.on_reply(ref, message)
+
+    def _on_chunk_request(self, ref: NodeRef, message: ChunkRequest) -> None:
+        self.source.on_request(ref, message)
+
+    def _on_chunk_reply(self, ref: NodeRef, message: ChunkReply) -> None:
+        self.fetcher.on_reply(ref, message)
+
+    def _on_status(self, ref: NodeRef, message: StatusRequest) -> None:
+        """A node without data asks whether this one has some."""
+        driver = self.driver
+        assert driver is not None
+        payload = encode_formed(driver.data.identity.cluster_id, driver.core.membership.members)
+        self.net.send(ref, StatusReply(message.request_id, payload))
+
+    def _on_proposal(self, ref: NodeRef, message: FormProposal) -> None:
+        assert self.driver is not None
+        same = message.cluster_id == self.driver.data.identity.cluster_id
+        self.net.send(ref, FormReply(message.cluster_id, same, "" if same else "this node has accepted another plan"))
+
+    def _on_form_reply(self, ref: NodeRef, message: FormReply) -> None:
+        if not message.accepted:
+            log.error("node %s does not accept the new cluster: %s", ref.id, message.text)
+
+    def _on_join(self, ref: NodeRef, message: JoinRequest) -> None:
+        """Somebody wants to be added. Only its own place may be asked for."""
+        driver = self.driver
+        assert driver is not None
+        if (message.id, message.incarnation) != ref:
+            raise PeerError("asks for a place for somebody else")
+        accepted, text = self._let_in(driver, message) if driver.core.role is Role.LEADER else (False, "not the leader")
+        leader = driver.core.leader
+        member = driver.core.membership.get(leader.id) if leader is not None else None
+        address = member.peer_addr if member is not None else ""
+        reply = JoinReply(accepted, text, driver.data.identity.cluster_id, address, driver.core.membership)
+        self.net.send(ref, reply)
+
+    def _let_in(self, driver: Driver, wanted: JoinRequest) -> tuple[bool, str]:
+        member = Member(wanted.id, wanted.incarnation, wanted.client_addr, wanted.peer_addr, False)
+        present = driver.core.membership.get(wanted.id)
+        if present is not None and present.incarnation == wanted.incarnation:
+            return True, ""
+        if present is not None and not wanted.replace:
+            return False, f"{wanted.id} is a member with other data: use -o to replace it"
+        change = Change(ChangeKind.ADD_LEARNER, member) if present is None else Change(ChangeKind.REMOVE, present)
+        text = self._propose(driver, change)
+        return not text and present is None, text or "the former incarnation is being removed"
+
+    @staticmethod
+    def _propose(driver: Driver, change: Change) -> str:
+        try:
+            driver.propose_change(change, None)
+        except (Busy, NotLeader, ChangeRefused) as error:
+            return str(error)
+        log.info("%s: %s (%s)", change.kind.value, change.member.id, change.member.client_addr)
+        return ""
+
+    def _on_join_reply(self, ref: NodeRef, message: JoinReply) -> None:
+        self.leader_hint = message.leader
+        if message.accepted:
+            log.info("the cluster takes this node in")
+        elif message.text != "not the leader":
+            log.info("not added yet: %s", message.text)
+        self._next_join_s = clock.monotonic() + (JOIN_EVERY_S if message.accepted or message.text else 0.1)
+
+    def _on_hint(self, ref: NodeRef, message: Hint) -> None:
+        self.leader_hint = message.peer_addr
+
+    _FRAMES: Final[dict[type, Callable[[Any, NodeRef, Any], None]]] = {
+        Forward: _on_forward,
+        ForwardReply: _on_forward_reply,
+        ChunkRequest: _on_chunk_request,
+        ChunkReply: _on_chunk_reply,
+        StatusRequest: _on_status,
+        FormProposal: _on_proposal,
+        FormReply: _on_form_reply,
+        JoinRequest: _on_join,
+        JoinReply: _on_join_reply,
+        Hint: _on_hint,
+    }
+
+    # --- now and then -----------------------------------------------------------------------------------------------
+
+    def _care(self, now_s: float) -> None:
+        driver = self.driver
+        assert driver is not None
+        core = driver.core
+        if core.membership is not self._members_set:
+            self._members_set = core.membership
+            self.net.set_members([(member.ref, member.peer_addr) for member in core.membership.members])
+            self.walls.forget_all_but(member.ref for member in core.membership.members)
+        self._set_identity(self.identity._replace(last_index=core.last_index, term=core.term))
+        if core.leader is not None and core.membership.get(core.me.id) is not None:
+            self.net.set_seeds(())
+        if core.membership.index == 0:
+            self._hand_on_plan(driver)
+        if core.role is Role.LEADER:
+            self._move_members(driver)
+        elif not core.is_member(core.me):
+            self._outside(driver, now_s)
+
+    def _hand_on_plan(self, driver: Driver) -> None:
+        plan = FormProposal(driver.data.identity.cluster_id, driver.core.membership.members)
+        for identity in self.net.connected():
+            if not identity.cluster_id and driver.core.is_member(identity.ref):
+                self.net.send(identity.ref, plan)
+
+    def _move_members(self, driver: Driver) -> None:
+        """Leader: members that greet from other addresses than the membership has."""
+        for identity in self.net.connected():
+            member = driver.core.membership.get(identity.id)
+            if member is None or member.incarnation != identity.incarnation or not identity.cluster_id:
+                continue
+            if (member.client_addr, member.peer_addr) != (identity.client_addr, identity.peer_addr):
+                moved = member._replace(client_addr=identity.client_addr, peer_addr=identity.peer_addr)
+                self._propose(driver, Change(ChangeKind.ADDRESS, moved))
+                return
+        own = driver.core.membership.get(driver.core.me.id)
+        if own is not None and own.client_addr != self.config.address:
+            moved = own._replace(client_addr=self.config.address, peer_addr=peer_address(self.config.address))
+            self._propose(driver, Change(ChangeKind.ADDRESS, moved))
+
+    def _outside(self, driver: Driver, now_s: float) -> None:
+        """This node is no member: not yet, or no longer."""
+        if now_s >= self._next_line_s:
+            self._next_line_s = now_s + WAITING_LINE_EVERY_S
+            if driver.core.last_index:
+                log.warning("this node was removed from the cluster; it waits: %s", self.refused or "start it with -o")
+            else:
+                log.info("waiting to be added to the cluster")
+        if driver.core.last_index == 0 and now_s >= self._next_join_s:
+            self._next_join_s = now_s + JOIN_EVERY_S
+            self._ask_to_join(driver)
+
+    def _ask_to_join(self, driver: Driver) -> None:
+        me = driver.core.me
+        request = JoinRequest(
+            me.id, me.incarnation, self.config.address, peer_address(self.config.address), self.config.overwrite
+        )
+        up = [identity for identity in self.net.connected() if identity.cluster_id]
+        up.sort(key=lambda identity: (identity.peer_addr != self.leader_hint, identity.id))
+        if up:
+            self.net.send(up[0].ref, request)
+
+    # --- snapshots --------------------------------------------------------------------------------------------------
+
+    def _find_snapshot(self, name: str) -> SnapshotMeta | None:
+        assert self.driver is not None
+        for meta in (self.driver.log.snapshot, self.driver.log.previous_snapshot):
+            if meta is not None and meta.name == name:
+                return meta
+        return None
+
+    def fetch(self, meta: SnapshotMeta) -> None:
+        """The leader offers this file."""
+        assert self.driver is not None
+        leader = self.driver.core.leader
+        if leader is not None:
+            try:
+                self.fetcher.start(meta, leader)
+            except PeerError as error:
+                log.warning("snapshot of node %s: %s", leader.id, error)
+                self.driver.core.fetch_failed(meta)
+
+    def _fetched(self, meta: SnapshotMeta) -> None:
+        assert self.driver is not None
+        reason = self.driver.core.snapshot_received(meta)
+        if reason:
+            log.info("snapshot %s is not installed: %s", meta.name, reason)
+
+    def _fetch_failed(self, meta: SnapshotMeta, error: RaftdbError) -> None:
+        assert self.driver is not None
+        log.warning("snapshot %s: %s", meta.name, error)
+        self.driver.core.fetch_failed(meta)
+
+    # --- for commands -----------------------------------------------------------------------------------------------
+
+    def invite(self, node_id: str, address: str) -> Identity | None:
+        """The greeting of the node with this id if it is connected and no member; else its address is dialled."""
+        for identity in self.net.connected():
+            if identity.id == node_id:
+                return identity
+        self.net.set_seeds((*self.seeds, address))
+        return None
+
+    @property
+    def seeds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.address for row in self.net.seeds()))
+
+
+def snapshot_directory(driver: Driver) -> Any:
+    return driver.data.path / "snapshots"
+
+
+def encode_formed(cluster_id: str, members: tuple[Member, ...]) -> bytes:
+    """The answer "I belong to this cluster"."""
+    packed: bytes = msgpack.packb(("formed", cluster_id, members), use_bin_type=True)
+    return packed
+
+
+def own_identity(config: Config, incarnation: int, life: int, listed: tuple[str, ...], table: bytes) -> Identity:
+    """The greeting of a node without data."""
+    return Identity(
+        cluster_id="",
+        id=config.own_id,
+        incarnation=incarnation,
+        starts=0,
+        life=life,
+        last_index=0,
+        term=0,
+        table=table,
+        client_addr=config.address,
+        peer_addr=peer_address(config.address),
+        listed=listed,
+        software=f"raftdb {__version__}",
+    )
+
+
+def _mono_ms() -> int:
+    return int(clock.monotonic() * 1000)
