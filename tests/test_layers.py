@@ -88,7 +88,7 @@ RULES = (
             "raftdb.commands",
             *LAYER_0,
         ),
-        frozenset({"click", "rich"}),
+        frozenset({"click", "rich", "hiredis"}),
     ),
     Rule(
         "| 4 | tools | storage, commands (machine, table), format, config, layer 0;"
