@@ -6,7 +6,8 @@ durable, like everybody's (`persisted` counts it).
 
 Nobody votes within the least election timeout after it heard a leader, or after its own start: it may have answered a
 heartbeat just before, and the leader's lease counts on that answer. The one exception is a request that carries
-`transfer`: the leader has given up its leases for the term before it sent TimeoutNow.
+`transfer`: the leader has given up its leases for the term before it sent TimeoutNow. A node that is alone for certain
+is bound to nobody.
 """
 
 from __future__ import annotations
@@ -140,4 +141,4 @@ def is_bound_to_leader(core: State) -> bool:
     """Stickiness: a leader was heard, or this node started, less than the least election timeout ago."""
     if core.role is Role.LEADER:
         return True
-    return core.contact < core.config.election_ticks_min and not core.is_sole_voter()
+    return core.contact < core.config.election_ticks_min and not core.is_alone()

@@ -315,7 +315,7 @@ def learner_timeout_now(core: State, sender: NodeRef, message: TimeoutNow) -> st
 
 def tick(core: State) -> None:
     core.elapsed += 1
-    if core.elapsed >= core.timeout or (core.leader is None and core.is_sole_voter()):
+    if core.elapsed >= core.timeout or (core.leader is None and core.is_alone()):
         if candidate.may_campaign(core):
             candidate.campaign(core)
         else:

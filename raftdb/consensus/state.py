@@ -247,6 +247,14 @@ class State:
         voters = self.membership.voters
         return len(voters) == 1 and voters[0].ref == self.me
 
+    def is_alone(self) -> bool:
+        """The only voter of a committed membership: nobody else can lead.
+
+        While the change that made it the only one is open, the leader who removes itself may still lead, and hold a
+        lease that this node has confirmed.
+        """
+        return not self.change_open and self.is_sole_voter()
+
     def is_member(self, ref: NodeRef) -> bool:
         member = self.membership.get(ref.id)
         return member is not None and member.incarnation == ref.incarnation
