@@ -28,6 +28,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from itertools import product
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -80,27 +81,28 @@ def decoder(cls: type[M]) -> Callable[[Raw], M]:
     ints = [i for i, f in enumerate(fields) if f.plain_int]
     narrow = [i for i in ints if names[i].endswith(INDEX_SUFFIXES)]
     lowest, highest = _picker(ints), _picker(narrow)
-    name, make = cls.__name__, cls._make
+    name, make = cls.__name__, partial(tuple.__new__, cls)  # cls._make would count the fields again
 
-    def decode(raw: Raw) -> M:
+    def decode_plain(raw: Raw) -> M:
         if type(raw) is not tuple or tuple(map(type, raw)) not in shapes:
             raise PeerError(f"{name}: wrong fields")
-        if (lowest is not None and min(lowest(raw)) < 0) or (highest is not None and max(highest(raw)) > INDEX_MAX):
+        if min(lowest(raw)) < 0 or max(highest(raw)) > INDEX_MAX:
             raise PeerError(f"{name}: number out of range")
-        if converts:
-            values = list(raw)
-            for i, convert in converts:
-                values[i] = convert(values[i])
-            return make(values)
         return make(raw)
 
-    return decode
+    def decode_nested(raw: Raw) -> M:
+        values = list(decode_plain(raw))
+        for i, convert in converts:
+            values[i] = convert(values[i])
+        return make(values)
+
+    return decode_nested if converts else decode_plain
 
 
-def _picker(places: list[int]) -> Callable[[Raw], Raw] | None:
-    """Something that takes these fields out as a tuple; None when there are none."""
+def _picker(places: list[int]) -> Callable[[Raw], Raw]:
+    """Something that takes these fields out as a tuple that is not empty."""
     if not places:
-        return None
+        return lambda raw: (0,)
     if len(places) == 1:
         return itemgetter(slice(places[0], places[0] + 1))
     return itemgetter(*places)

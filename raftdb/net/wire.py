@@ -29,9 +29,9 @@ hand-over).
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Callable
 from enum import IntEnum
+from hmac import compare_digest
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -287,6 +287,7 @@ _ROWS: Final = (
 )
 TYPES: Final[dict[int, Row]] = {row.code: row for row in _ROWS}
 ROWS: Final[dict[type, Row]] = {row.cls: row for row in _ROWS}
+_WHOLE_BYTES_MAX: Final = {row.code: min(row.bytes_max, PAYLOAD_BYTES_MAX) for row in _ROWS}
 
 
 class Codec(Encoder):
@@ -391,7 +392,8 @@ class FrameReader(Seal):
         start, end = 0, len(data)
         while end - start >= HEADER.size:
             length, code, flags, counter = HEADER.unpack_from(data, start)
-            self._check_header(length, code, flags, counter)
+            if flags or counter != self.counter or length > _WHOLE_BYTES_MAX.get(code, -1):
+                self._check_header(length, code, flags, counter)
             stop = start + OVERHEAD_BYTES + length
             if stop > end:
                 break
@@ -405,6 +407,7 @@ class FrameReader(Seal):
         return whole
 
     def _check_header(self, length: int, code: int, flags: int, counter: int) -> None:
+        """Raises PeerError unless this may be the next frame."""
         if length > PAYLOAD_BYTES_MAX:
             raise PeerError(f"frame of {length} bytes is over the limit of {PAYLOAD_BYTES_MAX}")
         if counter != self.counter:
@@ -421,7 +424,7 @@ class FrameReader(Seal):
         body = start + HEADER.size
         payload = data[body : body + length]
         mac = self.mac(data[start:body], payload)
-        if not hmac.compare_digest(mac, data[body + length : body + length + MAC_BYTES]):
+        if not compare_digest(mac, data[body + length : body + length + MAC_BYTES]):
             raise PeerError("frame with a wrong seal: altered on the way, or not from this peer")
         self.counter += 1
         return payload
