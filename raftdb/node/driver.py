@@ -484,7 +484,6 @@ class Driver:
             self._role_changed(released.role)
         if released.confirmed_round:
             self.lease.after_persist(released)
-            self.core.age_ms = self.lease.age_ms(boottime_ms()) or 0
         if released.reads:
             self.reads.answered(released.reads)
         if released.fetch is not None:

@@ -189,6 +189,7 @@ class Peering:
         if core.role is not Role.LEADER:
             core.wall_ms = wall_ms
             return
+        core.age_ms = driver.lease.age_ms(int(clock.boottime() * 1000))
         target_ms = self.target_ms()
         core.wall_ms = wall_ms if target_ms is None else target_ms
         self._judge(wall_ms, target_ms)
@@ -248,7 +249,7 @@ class Peering:
         driver.core.step(ref, message)
 
     def _heard_leader(self, driver: Driver, heartbeat: Heartbeat) -> None:
-        if heartbeat.age_ms >= 0:
+        if heartbeat.age_ms is not None:
             driver.reads.told_age(heartbeat.age_ms)
         self._judge(clock.wall_ms(), heartbeat.wall_ms)
 
@@ -487,7 +488,7 @@ def own_identity(config: Config, incarnation: int, life: int, listed: tuple[str,
         cluster_id="",
         id=config.own_id,
         incarnation=incarnation,
-        starts=0,
+        starts=1,  # what the directory will count first
         life=life,
         last_index=0,
         term=0,

@@ -117,9 +117,14 @@ def _why_not(config: Config, host: str, port: int, error: OSError) -> str:
     if str(error.filename) == str(port + 1):
         return (
             f"cannot listen on {join_address(host, port + 1)}, the peers' port of node {config.own_id} "
-            f"(its client port + 1): {error.strerror or error}"
+            f"(its client port + 1): {_reason(error)}"
         )
-    return f"cannot listen on {join_address(host, port)}: {error.strerror or error}"
+    return f"cannot listen on {join_address(host, port)}: {_reason(error)}"
+
+
+def _reason(error: OSError) -> str:
+    """The system's own words, without what the socket module adds."""
+    return os.strerror(error.errno) if error.errno and not isinstance(error, socket.gaierror) else str(error)
 
 
 def _replace(config: Config, **changes: object) -> Config:
