@@ -25,9 +25,12 @@ from zlib import crc32
 
 from raftdb.consensus.membership import decode
 from raftdb.errors import EntryDamaged
+from raftdb.storage.records import decode as decode_record
+from raftdb.storage.records import encode as encode_record
 from raftdb.types import Entry, HardState, Kind, Membership, Persist, SnapshotMeta
 
 CHAIN_MASK = 0xFFFFFFFF
+ENCODED = 15  # one entry in so many plus one goes through the real record format
 DIGEST_MASK = (1 << 61) - 1
 
 
@@ -187,6 +190,8 @@ class SimLog:
                 raise LostEntry(f"the chain of {index}@{entry.term} does not fit")
             if entry.kind == Kind.MEMBERSHIP:
                 self.member_entries.append(entry)
+            if not index & ENCODED and decode_record(index, encode_record(entry)) != entry:
+                raise LostEntry(f"{index}@{entry.term} is another after it was written and read back")
         self.items.extend(entries)
         self.last = index
 

@@ -226,7 +226,7 @@ class Judge:
         self.counts["installs"] += 1
         if meta.index > self.committed or self.committed_chains[meta.index] != meta.chain:
             raise Violation("I14", f"{node.id} installs {meta.index}@{meta.term}, which is not a committed point")
-        if meta.index <= node.applied:
+        if meta.index <= node.applied and not any(index <= meta.index for index in log.damaged):
             raise Violation("I14", f"{node.id} installs {meta.index}, but has applied {node.applied}")
         matches = log.first - 1 <= meta.index <= log.last and log.true_term(meta.index) == meta.term
         if matches and not keep_suffix and log.last > meta.index:
@@ -294,7 +294,7 @@ class Judge:
         term = leader.core.term
         if self.terms[index] != term:
             raise Violation("I8", f"{leader.id} commits {index}@{self.terms[index]} by counting in term {term}")
-        voters, disks, graves = leader.voters(), leader.world.disks, leader.world.graves
+        voters, disks, graves = leader.commit_voters, leader.world.disks, leader.world.graves
         holders = 0
         for ref in voters:
             disk = graves.get(ref) or disks.get(ref)
@@ -397,6 +397,7 @@ COUNTERS = (
     "wipes",
     "restores",
     "halts",
+    "refused peers",
     "damages",
     "encoded",
     "unsettled",

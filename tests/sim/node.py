@@ -13,8 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raftdb.consensus.core import Busy, Change, ChangeRefused, Core, CoreConfig, NotLeader
-from raftdb.consensus.messages import AppendReply, Message
+from raftdb.consensus.handshake import Greeting
+from raftdb.consensus.lease import Lease, lease_ms_max
+from raftdb.consensus.messages import AppendReply, Heartbeat, HeartbeatReply, Message
 from raftdb.consensus.ready import Ready, Released
+from raftdb.consensus.stamp import CLOCK_AGE_MAX_MS, Deviation, StampClock, WallClocks, deviation
 from raftdb.errors import EntryDamaged
 from raftdb.types import Entry, Kind, Membership, NodeRef, Persist, Proposal, Role, SnapshotMeta
 from tests.sim.disk import Disk, Kv, Snapshot, chain_of, decode_members, fold
@@ -23,6 +26,8 @@ from tests.sim.judge import Violation
 if TYPE_CHECKING:
     from tests.sim.world import World
 
+TICK_MS = 50
+WALL_MS = 1_700_000_000_000  # where wall clocks begin
 WAITING_MAX = 64  # writes that wait for a place in an entry
 TURN_MAX = 200  # stages of one turn
 INBOX_MAX = 1_000  # messages that wait for the disk
@@ -45,12 +50,12 @@ class SimNode:
         self.writing: Ready | None = None
         self.overlap = world.settings.overlap
         self.quarantined: set[int] = set()
-        self.seen: dict[NodeRef, int] = {}  # peer -> starts of the life we shook hands with
-        self.wall_offset = 0
+        self.seen: dict[NodeRef, int] = {}  # peer -> the highest number of starts it has shown
+        self.connected: dict[NodeRef, int] = {}  # peer -> starts of the life we are connected to
         self.waiting: list[int] = []  # ops
         self.proposed: dict[int, tuple[int, tuple[int, ...]]] = {}  # index -> (term, ops)
         self.reads: dict[int, int] = {}  # op -> index to wait for, -1 while unknown
-        self.rounds: dict[int, int] = {}  # heartbeat round -> own clock when it was sent
+        self.lease_reads: dict[int, int] = {}  # op -> applied index of the read transaction that was opened for it
         self.matches: dict[tuple[NodeRef, int], int] = {}  # (peer, term) -> match, for the judge
         self.snapshotting = False
         self.fetching: SnapshotMeta | None = None
@@ -61,6 +66,8 @@ class SimNode:
         assert kv is not None
         self.applied, self.digest, self.members = kv
         self.commit = self.applied
+        self.commit_seen = self.applied  # what the core takes for committed, and the voters it counted that by
+        self.commit_voters: tuple[NodeRef, ...] = ()
         self.role: Role | None = None
         self.term = log.hard.term
         self._voters: tuple[NodeRef, ...] = ()
@@ -80,6 +87,12 @@ class SimNode:
             stamp=log.items[-1].stamp if log.items else (log.snapshot.stamp if log.snapshot else 0),
             snapshot=log.snapshot,
         )
+        election_ms = config.election_ticks_min * TICK_MS
+        self.lease = Lease(lease_ms_max(election_ms, TICK_MS), election_ms, TICK_MS)
+        self.clocks = WallClocks()
+        self.stamps = StampClock(self.core.log.last_stamp, self.clock_ms())
+        self.target_ms: int | None = None  # the leader's idea of the time, and when it was heard
+        self.target_at_ms = 0
         for index in sorted(log.damaged):
             self.quarantine(index)
 
@@ -101,13 +114,20 @@ class SimNode:
             self.quarantine(error.index)
         if self.core.role is not self.role or self.core.term != self.term:
             self.role_changed()
-        if type(message) is AppendReply and self.role is Role.LEADER:
-            self.judge.matched(self, sender)
+        kind = type(message)
+        if kind is AppendReply:
+            if self.role is Role.LEADER:
+                self.judge.matched(self, sender)
+        elif kind is HeartbeatReply:
+            self.clocks.hear(sender, message[3], self.clock_ms())
+        elif kind is Heartbeat and self.core.leader == sender:
+            self.target_ms, self.target_at_ms = message[3], self.clock_ms()
 
     def tick(self) -> None:
         if self.writing is not None and not self.overlap:
             return
         core = self.core
+        self.look_at_clocks()
         core.tick()
         if core.role is Role.LEADER and core.snapshot_wanted:
             self.want_snapshot()
@@ -123,8 +143,8 @@ class SimNode:
                 continue
             if ready is None:
                 break
-            if ready.round:
-                self.rounds[ready.round] = self.clock()
+            if ready.round or ready.lease_end:
+                self.lease.before_send(ready, self.clock_ms())
             if ready.send:
                 self.judge.early(self, ready.send)
                 self.world.send(self, ready.send)
@@ -158,6 +178,8 @@ class SimNode:
         """Stage two: what the durable state allows."""
         self.writing = None
         released = self.core.persisted(ready)
+        if released.confirmed_round:
+            self.lease.after_persist(released)
         if self.core.role is not self.role or self.core.term != self.term:
             self.role_changed()
         if released.send:
@@ -193,6 +215,8 @@ class SimNode:
             self.role_changed()
         commit = core.commit
         if commit > self.commit:
+            if commit > self.commit_seen:
+                self.commit_seen, self.commit_voters = commit, self.voters()
             last = self.last()
             commit = min(commit, last)
             if commit > self.commit:
@@ -205,6 +229,8 @@ class SimNode:
         self.role, self.term = self.core.role, self.core.term
         if self.role is Role.LEADER:
             self.proposed.clear()  # of a former term: whether they are executed is not known
+            self.stamps.observe(self.core.log.last_stamp, self.clock_ms())
+            self.clocks.forget_all_but(())
         self.judge.role(self)
 
     # --- state ------------------------------------------------------------------------------------------------------
@@ -248,9 +274,10 @@ class SimNode:
 
     def installed(self, meta: SnapshotMeta) -> None:
         """The log begins at the snapshot: kv is switched over to what the file holds."""
-        snapshot = self.disk.snapshots[meta.name]
-        self.applied, self.digest, self.members = meta.index, snapshot.digest, meta.membership
-        self.disk.kv = Kv(self.applied, self.digest, self.members)
+        if meta.index > self.applied:  # (else only the base of a damaged log has moved, the state is ahead of it)
+            snapshot = self.disk.snapshots[meta.name]
+            self.applied, self.digest, self.members = meta.index, snapshot.digest, meta.membership
+            self.disk.kv = Kv(self.applied, self.digest, self.members)
         self.commit = max(self.commit, self.applied)
         self.fetching = None
         self.quarantined &= self.disk.log.damaged
@@ -358,26 +385,57 @@ class SimNode:
             self.judge.counts["refused"] += 1
         self.turn()
 
+    def open_lease_read(self, op: int) -> bool:
+        """Open the read transaction of a lease read; the lease is looked at after that, when it is served."""
+        if self.core.role is not Role.LEADER:
+            return False
+        self.lease_reads[op] = self.applied
+        return True
+
+    def lease_read(self, op: int) -> int | None:
+        """The state to answer from, if the lease still holds."""
+        view = self.lease_reads.pop(op)
+        return view if self.lease.holds(self.clock_ms()) else None
+
     def serve(self) -> None:
         """Reads whose index is applied."""
         for op in [op for op, index in self.reads.items() if 0 <= index <= self.applied]:
             del self.reads[op]
-            self.world.served(self, op, "ReadIndex")
+            self.world.served(self, op, self.applied, "ReadIndex")
 
     # --- clocks -----------------------------------------------------------------------------------------------------
 
-    def clock(self) -> int:
-        """The monotonic clock, in microseconds of this node."""
-        return int(self.world.now * self.rate)
+    def clock_ms(self) -> int:
+        """The monotonic clock of this node, which counts suspended time too."""
+        return int(self.world.now * self.rate) // 1000
 
     def wall_ms(self) -> int:
-        return self.world.now // 1000 + self.world.offsets[self.id]
+        return WALL_MS + self.world.now // 1000 + self.world.offsets[self.id]
+
+    def look_at_clocks(self) -> None:
+        """Once per tick: what goes out with heartbeats and their replies, and whether this clock is fit to lead."""
+        core, wall, now = self.core, self.wall_ms(), self.clock_ms()
+        if core.role is Role.LEADER:
+            self.target_ms = self.clocks.target(self.ref, wall, self.voters(), now)
+            self.target_at_ms = now
+            core.wall_ms = wall if self.target_ms is None else self.target_ms
+            core.age_ms = self.lease.age_ms(now)
+        else:
+            core.wall_ms = wall
+        target, age = self.target_ms, now - self.target_at_ms
+        if target is not None:
+            core.fit = age > CLOCK_AGE_MAX_MS or deviation(wall, target + age) is not Deviation.UNFIT
 
     def stamp(self) -> int:
-        return max(self.wall_ms(), 0)
+        """For an entry that is proposed now."""
+        now = self.clock_ms()
+        target = self.target_ms
+        return self.stamps.next(None if target is None else target + now - self.target_at_ms, now)
 
-    def lease_read(self) -> bool:
-        return False
+    def greeting(self) -> Greeting:
+        """What this node says of itself when it connects."""
+        log = self.disk.log
+        return Greeting(self.ref, log.starts, log.hard.term, log.last)
 
     # --- for the judge ----------------------------------------------------------------------------------------------
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.sim.runner import explain, run_seed
+from tests.sim.liveness import settle
+from tests.sim.runner import explain
 from tests.sim.settings import Settings, draw
 from tests.sim.world import Event, World
 
 
 def record(settings: Settings, events: int) -> tuple[list[Event], str, str]:
-    """(events up to the failure, rule, text); rule "" if the safety half finds nothing."""
+    """(events up to the failure, rule, text); rule "" if nothing is found."""
     world = World(settings, record=True)
     assert world.recorded is not None
     try:
         world.start()
         world.run(events)
+        settle(world)
         world.judge_history()
     except Exception as error:  # a finding
         rule, text, _ = explain(error)
@@ -80,11 +82,11 @@ def main(seed: int, events: int, seconds_max: float, changes: list[str]) -> int:
     print(settings)
     script, rule, text = record(settings, events)
     if not rule:
-        result = run_seed(seed, events)
-        print(f"the safety half finds nothing; the whole run: {result.rule or 'nothing either'} {result.failure}")
-        print(result.where)
-        return bool(result.rule)
+        print("nothing is found")
+        return 0
     print(f"{rule}: {text} (after {len(script)} events)")
+    if rule == "I22":
+        return 1  # what does not happen has no shortest list of events
     if fails(settings, script)[0] != rule:
         print("the list of events does not repeat it: not shrunk")
         return 1

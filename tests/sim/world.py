@@ -19,7 +19,9 @@ from itertools import count
 from typing import Any
 
 from raftdb.consensus.core import Change, CoreConfig
+from raftdb.consensus.handshake import refusal
 from raftdb.consensus.messages import Envelope, Message
+from raftdb.net.wire import Codec
 from raftdb.types import Membership, NodeRef, Role, SnapshotMeta
 from tests.linear import History, Register, check
 from tests.sim.disk import Disk, Snapshot
@@ -29,6 +31,7 @@ from tests.sim.node import SimNode
 from tests.sim.settings import MS, TICK, Settings
 
 MASK = (1 << 61) - 1
+ENCODED = 15  # one message in so many plus one goes through the real encoding
 FATES = 1021  # entries of the table of what happens to messages
 KEYS = 3
 
@@ -95,6 +98,7 @@ class World:
         self.graves: dict[NodeRef, Disk] = {}
         self.held: set[str] = set()  # the liveness phase: these stay down or paused
         self.backups: dict[NodeRef, Disk] = {}
+        self.restored: set[NodeRef] = set()  # whose disk is an old one
         self.cuts: dict[tuple[str, str], int] = {}  # directed link -> how many cuts lie on it
         self.config = self._core_config()
         self.ids = ids
@@ -107,6 +111,7 @@ class World:
             self.lives[node_id] = 0
             self.rates[node_id] = 1.0 + settings.drift * (2 * self.rng.random() - 1)
             self.offsets[node_id] = 0
+        self.codec = Codec()
         self.fates = self._fates()
         self.fate = 0
 
@@ -179,6 +184,20 @@ class World:
                 recorded.append((self.now, do.__name__, args))
             do(*args)
 
+    def act(self, do: Callable[..., None], *args: Any) -> None:
+        """Make something happen now."""
+        if self.recorded is not None:
+            self.recorded.append((self.now, do.__name__, args))
+        do(*args)
+
+    def do_quiet(self) -> None:
+        """The liveness phase begins: no new faults, quick disks, and the members stay as they are."""
+        self.quiet = True
+        self.config = self.config._replace(promote_learners=False)
+        for node in self.nodes.values():
+            if node is not None:
+                node.core.config = self.config
+
     def replay(self) -> None:
         """The script, event by event."""
         assert self.script is not None
@@ -205,8 +224,15 @@ class World:
             return
         life = self.lives[node_id] = self.lives[node_id] + 1
         ref = self.refs[node_id]
+        if ref in self.restored and not self.noticed(ref, self.disks[ref]):
+            self.halted[node_id] = "nobody who is up could know that this is a backup"
+            return
         node = SimNode(self, ref, self.disks[ref], self.config, life, self.rates[node_id])
         self.nodes[node_id] = node
+        if ref in self.restored:
+            self.start_restored(node)
+            if node_id in self.halted:
+                return
         node.turn()
         self.later(self.rng.randrange(TICK) + 1, self.do_tick, node_id, life)
 
@@ -296,6 +322,7 @@ class World:
         ref = self.refs[node_id]
         if ref in self.backups:
             self.graves[ref] = self.disks[ref]
+            self.restored.add(ref)
             self.disks[ref] = self.backups[ref].copy()
             self.judge.counts["restores"] += 1
 
@@ -305,6 +332,9 @@ class World:
         self.judge.counts["cuts"] += 1
         for pair in pairs:
             self.cuts[pair] = self.cuts.get(pair, 0) + 1
+            source, target = pair
+            if (node := self.nodes[target]) is not None:
+                node.connected.pop(self.refs[source], None)
 
     def do_heal(self, pairs: tuple[tuple[str, str], ...]) -> None:
         for pair in pairs:
@@ -327,9 +357,20 @@ class World:
             fate = fate + 1 if fate < FATES - 1 else 0
             if cuts and (source, to.id) in cuts:
                 continue
+            if not fate & ENCODED:
+                message = self.through_the_wire(message)
             for delay in fates[fate]:
                 heappush(heap, (now + delay, next(order), self.do_deliver, (sender, life, to, message)))
         self.fate = fate
+
+    def through_the_wire(self, message: Message) -> Message:
+        """Encode and decode: what arrives must be what was sent."""
+        code, payload = self.codec.dump(message)
+        arrived: Message = self.codec.load(code, payload)
+        if arrived != message or type(arrived) is not type(message):
+            raise Violation("wire", f"{message} arrives as {arrived}")
+        self.judge.counts["encoded"] += 1
+        return arrived
 
     def do_deliver(self, sender: NodeRef, life: int, to: NodeRef, message: Message) -> None:
         node = self.nodes.get(to.id)
@@ -339,7 +380,7 @@ class World:
             life = self.sent.get((sender, to, message), 0)
             if not life:
                 return
-        if node.seen.get(sender) != life and not self.shake_hands(node, sender, life):
+        if node.connected.get(sender) != life and not self.shake_hands(node, sender, life):
             return
         if node.paused:
             if len(node.backlog) < 500:
@@ -349,14 +390,54 @@ class World:
         self.trace = (self.trace * 1_000_003 ^ (self.now + node.commit)) & MASK
 
     def shake_hands(self, node: SimNode, sender: NodeRef, life: int) -> bool:
-        """The first message of a life of a peer: the rule of the handshake decides."""
-        seen = node.seen.get(sender, 0)
-        if life < seen:
-            return False
-        node.seen[sender] = life
-        if seen:
-            node.core.unreachable(sender)
+        """The first message over a new connection: both sides look at what the other says of itself.
+
+        Who is told that its disk is a backup stops, until an operator gives it a new incarnation.
+        """
+        peer = self.nodes[sender.id]
+        if peer is None or peer.ref != sender or peer.disk.log.starts != life:
+            return False  # that life is over, and its connections with it
+        for one, other in ((node, peer), (peer, node)):
+            reason = refusal(one.core, other.greeting(), one.seen.get(other.ref))
+            if reason is not None:
+                self.judge.counts["refused peers"] += 1
+                if "restored from a backup" in reason:
+                    if other.ref not in self.restored:
+                        raise Violation("I23", f"{one.id} takes {other.id} for a backup: {reason}")
+                    self.halt(other.id, reason)
+                return False
+        node.seen[sender] = node.connected[sender] = life
+        peer.seen[node.ref] = node.disk.log.starts
+        node.core.unreachable(sender)
         return True
+
+    def halt(self, node_id: str, reason: str) -> None:
+        """The process ends and says why; starting it again does not help."""
+        self.do_crash(node_id, 0, False)
+        self.halted[node_id] = reason
+        self.judge.counts["halts"] += 1
+
+    def noticed(self, ref: NodeRef, disk: Disk) -> bool:
+        """Would anybody who is up know that this disk is an old one? (Worked out without asking the core's rule.)"""
+        for node in self.nodes.values():
+            if node is None or node.ref == ref or node.paused:
+                continue
+            if node.seen.get(ref, 0) > disk.log.starts + 1:
+                return True
+            if node.core.role is Role.LEADER and node.core.term == disk.log.hard.term:
+                peer = node.core.peers.get(ref)
+                if peer is not None and peer.match > disk.log.last:
+                    return True
+        return False
+
+    def start_restored(self, node: SimNode) -> None:
+        """The first to be greeted is somebody who remembers more than this disk does; he must refuse."""
+        for other in self.nodes.values():
+            if other is not None and other is not node and not other.paused:
+                reason = refusal(other.core, node.greeting(), other.seen.get(node.ref))
+                if reason is not None and "restored from a backup" in reason:
+                    self.halt(node.id, reason)
+                    return
 
     # --- snapshots --------------------------------------------------------------------------------------------------
 
@@ -414,15 +495,11 @@ class World:
         client.op = op
         self._request(client)
 
-    def noticed(self, ref: NodeRef, backup: Disk) -> bool:
-        return False
-
-    def new_client(self) -> None:
-        self.clients.append(Client(len(self.clients)))
-
     def do_op(self, op: int, number: int, key: int, read: bool, lease: bool) -> None:
         token = self.history.invoke((number, self.unknown), key, "read" if read else "write", None if read else op)
         self.ops[op] = Op(number, key, read, lease, self.judge.acknowledged, token)
+        if number == len(self.clients):
+            self.clients.append(Client(number))
         self.clients[number].op = op
         self.clients[number].tries = 0
 
@@ -444,13 +521,30 @@ class World:
                 self.refused(node, op)
             node.turn()
             return
-        if wanted.lease and node.lease_read():
-            self.judge.counts["lease reads"] += 1
-            self.served(node, op, "lease")
+        if wanted.lease and node.open_lease_read(op):
+            self.later(self.spread(MS), self.do_lease_read, op, node_id, node.life)
             return
+        self.ask_index(node, op)
+
+    def ask_index(self, node: SimNode, op: int) -> None:
         node.reads[op] = -1
         node.core.read_index(op)
         node.turn()
+
+    def do_lease_read(self, op: int, node_id: str, life: int) -> None:
+        """The read transaction is open: may it be used?"""
+        node = self.nodes[node_id]
+        if node is None or not self.same(node, life) or op not in node.lease_reads or self.ops[op].done:
+            return
+        if node.paused:
+            self.later(10 * MS, self.do_lease_read, op, node_id, life)
+            return
+        view = node.lease_read(op)
+        if view is None:
+            self.ask_index(node, op)
+        else:
+            self.judge.counts["lease reads"] += 1
+            self.served(node, op, view, "lease")
 
     def refused(self, node: SimNode, op: int) -> None:
         """The node says: certainly not executed. The client may ask another one."""
@@ -510,15 +604,16 @@ class World:
             self.refused(node, op)
         elif index <= node.applied:
             del node.reads[op]
-            self.served(node, op, "ReadIndex")
+            self.served(node, op, node.applied, "ReadIndex")
         else:
             node.reads[op] = index
 
-    def served(self, node: SimNode, op: int, how: str) -> None:
+    def served(self, node: SimNode, op: int, view: int, how: str) -> None:
+        """A read is answered from the state at `view`."""
         wanted = self.ops[op]
-        self.judge.read(node, wanted.began, node.applied, how)
+        self.judge.read(node, wanted.began, view, how)
         if not wanted.done:
-            self.history.ok(wanted.token, self.value(wanted.key, node.applied))
+            self.history.ok(wanted.token, self.value(wanted.key, view))
             self.finish(op)
 
     def value(self, key: int, index: int) -> int | None:
