@@ -167,7 +167,7 @@ def test_nothing_is_taken_before_both_have_accepted(cluster, node, message):
     assert node.fake.messages == node.fake.frames == []
 
 
-@pytest.mark.parametrize("message", [BEAT, Ping(1, 1), Pong(1, 1), identity("m", cluster_id="other")])
+@pytest.mark.parametrize("message", [BEAT, Ping(1, 1), Pong(1, 1), identity("m", listed=("x",))])
 def test_nothing_is_taken_between_the_verdict_and_accept(cluster, node, message):
     client = Client(cluster, node).prove()
     client.say(identity("m"))
@@ -175,13 +175,14 @@ def test_nothing_is_taken_between_the_verdict_and_accept(cluster, node, message)
     client.say(message)
     client.say(Accept(0))
     client.until_closed()
-    assert node.fake.connects == []
+    assert node.fake.connects == node.fake.identities == []
     assert node.fake.messages == []
 
 
 def test_an_id_that_is_not_the_one_of_the_hello(cluster, node):
     client = Client(cluster, node, node_id="m").prove()
     client.say(identity("n2"))
+    client.say(Accept(0))
     client.until_closed()
     assert node.fake.connects == []
 
