@@ -192,6 +192,26 @@ def test_who_takes_nothing_from_a_congested_client_is_asked_again_when_it_has_re
         assert [len(client.read()) for _ in range(50)] == [200_000] * 50
 
 
+def test_nobody_stays_parked_when_the_kernel_takes_the_output_at_once():
+    class Careful(Steered):
+        def on_commands(self, conn, argvs):
+            return 0 if conn.congested else super().on_commands(conn, argvs)
+
+    handler = Careful()
+    server = Server(handler, limits=ServerLimits(output_soft_bytes=64 * 1024))
+    port = server.listen("127.0.0.1", 0)
+    with Client(port) as client:
+        wait_for(lambda: server.loop.turn(0.01) and handler.opened)
+        client.send("ECHO", "a")
+        select.select([handler.opened[0].sock], [], [], PATIENCE_S)
+        handler.opened[0].push(b"y" * 100_000)
+        for _ in range(3):
+            server.loop.turn(0)
+        assert len(client.read()) == 100_000
+        assert client.read() == b"a"
+    server.close()
+
+
 @LOOPS
 def test_a_late_answer_never_reaches_the_next_client_on_the_same_descriptor(io_threads):
     handler = Steered()
