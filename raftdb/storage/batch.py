@@ -46,12 +46,12 @@ from raftdb.storage.codec import (
 from raftdb.storage.engine import Environment
 from raftdb.storage.keys import DATABASES, LIST, SHORT_NAME_BYTES_MAX, STRING, ZSET
 from raftdb.storage.txn import (
-    MEMBERSHIP_NAME,
     NEVER,
     SPACES,
     STATE_NAME,
     State,
     Txn,
+    encode_membership,
     encode_state,
     records_between,
 )
@@ -100,6 +100,7 @@ class Batch(Txn):
         self._changed_heads = self._entry[HEADS]
         self._encoded: list[dict[bytes, bytes | None]] = [{}, {}, {}, {}, {}, {}, {}]
         self._undo: list[tuple[int, Any, Any, bool]] = []
+        self._filled: dict[int, int] = {}  # space -> steps of the undo list whose preimages are filled in
         self._outcomes: list[bytes] = []
 
     # --- entries and commands ----------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ class Batch(Txn):
 
     def savepoint(self) -> None:
         """What was done so far in this entry stays."""
-        self._undo.clear()
+        self._forget_undo()
 
     def rollback(self) -> None:
         """Undo everything since savepoint(), begin() or the batch's beginning, whichever came last."""
@@ -126,14 +127,14 @@ class Batch(Txn):
                 self._over[space][key] = old
             if not was_changed:
                 self._entry[space].pop(key, None)
-        self._undo.clear()
+        self._forget_undo()
 
     def fold(self, outcome: bytes) -> None:
         """Make `outcome` (an error text, a reply) part of the rolling digest."""
         self._outcomes.append(outcome)
 
     def _end_entry(self) -> None:
-        self._undo.clear()
+        self._forget_undo()
         if not any(self._entry) and not self._outcomes:
             return
         digest = blake2b(self._digest + self.index.to_bytes(8, "little"), digest_size=16)
@@ -475,8 +476,7 @@ class Batch(Txn):
         over = self._over[space]
         if not over:
             return
-        if self._undo:
-            self._undo = [self._with_preimage(space, *step) for step in self._undo]
+        self._fill_preimages(space)
         encoded, changed = self._encoded[space], self._entry[space]
         self._encode(space, [key for key in over if key in changed or key not in encoded])
         if space == HEADS:
@@ -485,13 +485,26 @@ class Batch(Txn):
         encoded.clear()
         over.clear()
 
-    def _with_preimage(self, flushed: int, space: int, key: Any, old: Any, was: bool) -> tuple[int, Any, Any, bool]:
-        if space != flushed or old is not _MISSING:
-            return space, key, old, was
+    def _fill_preimages(self, flushed: int) -> None:
+        """Replace "not in the overlay" in the undo list by what LMDB holds; each step is looked at once per space."""
+        undo = self._undo
+        for place in range(self._filled.get(flushed, 0), len(undo)):
+            space, key, old, was = undo[place]
+            if space == flushed and old is _MISSING:
+                undo[place] = (space, key, self._preimage(space, key), was)
+        if undo:
+            self._filled[flushed] = len(undo)
+
+    def _preimage(self, space: int, key: bytes) -> Any:
         if space == HEADS:
-            return space, key, self._base[key], was
+            return self._base[key]
         value = self._stored(space, key)
-        return space, key, None if value is None else codec.unseal(space, key, value), was
+        return None if value is None else codec.unseal(space, key, value)
+
+    def _forget_undo(self) -> None:
+        self._undo.clear()
+        if self._filled:
+            self._filled.clear()
 
     def _flush_derived(self) -> None:
         """Counts and expiry index: what heads in the overlay change against those in LMDB."""
@@ -539,10 +552,9 @@ class Batch(Txn):
         try:
             self._end_entry()
             self._flush()
-            state = self._next_state(applied, term, stamp, chain)
+            members = self._kv.state.members if membership is None else encode_membership(membership)
+            state = self._next_state(applied, term, stamp, chain, members)
             self._put_meta(STATE_NAME, encode_state(state))
-            if membership is not None:
-                self._put_meta(MEMBERSHIP_NAME, codec.pack(codec.membership_document(membership)))
             self._environment.commit(self._txn)
         except (lmdb.Error, OSError) as error:
             self.abort()
@@ -552,13 +564,13 @@ class Batch(Txn):
             raise
         self._kv.committed(state, membership)
 
-    def _next_state(self, applied: int, term: int, stamp: int, chain: int) -> State:
+    def _next_state(self, applied: int, term: int, stamp: int, chain: int, members: bytes) -> State:
         table = self._table
         keyspaces = tuple(table[db] for db in range(DATABASES))
         key_counts = tuple(self._keyspace_keys.get(keyspace, 0) for keyspace in keyspaces)
         expiring = tuple(self._keyspace_expiring.get(keyspace, 0) for keyspace in keyspaces)
         counters = table[_NEXT_COLLECTION], table[_NEXT_KEYSPACE]
-        return State(applied, term, stamp, chain, self._digest, *counters, keyspaces, key_counts, expiring)
+        return State(applied, term, stamp, chain, self._digest, *counters, keyspaces, key_counts, expiring, members)
 
     def _put_meta(self, name: bytes, body: bytes) -> None:
         self._txn.put(name, codec.seal(META, name, body), db=self._dbs[META])

@@ -14,6 +14,10 @@ Short writes: LMDB reports a write that the full disk cut short as EIO. EIO is t
 system has next to no room left. That is safe: a commit that failed was not acknowledged, its pages are free ones, and
 the next transaction writes whatever it uses of them again.
 
+Every commit writes its own transaction number into the last database of the environment (`commit`). A flipped bit in
+the number of the older one of LMDB's two meta pages makes LMDB take it for the newer: a perfect tree, one commit old.
+The number inside that tree then differs from the page's, which is looked at when an environment is opened.
+
 Short files: a data file that was cut ends the process by SIGBUS when LMDB reads behind its end. LMDB itself leaves
 pages unwritten that a transaction took and gave back, so a file may rightly be a little short: who opens it for
 writing extends it with zeros, which LMDB refuses as pages; a read-only opener walks the file with lmdb.verify first.
@@ -37,8 +41,10 @@ import lmdb
 from lmdb import verify as lmdb_verify
 
 from raftdb.errors import Bug, Damaged, DiskFull, RaftdbError, StorageError, UsageError
+from raftdb.storage.checksum import RESIDUE, crc32c
 
 MAP_BYTES_MIN: Final = 64 << 30
+COMMIT_NAME: Final = b"commit"
 SHORT_BYTES_MAX: Final = 1 << 20
 READERS_MAX: Final = 1024
 SPARE_READERS: Final = 64
@@ -207,13 +213,26 @@ def _is_meta(page: bytes) -> bool:
     return len(page) >= _META_TAIL_AT + _META_TAIL.size and _META.unpack_from(page)[0] == _MAGIC
 
 
+def structure_findings(data_file: Path) -> list[str]:
+    """What is wrong with the pages of an LMDB file that nobody writes to: a walk in Python that never hands it to LMDB.
+
+    0.1 to 0.5 seconds for 50 MB. A flipped bit in a page's own bookkeeping can end the process by SIGBUS when LMDB
+    follows it, so whoever has reason to doubt a file asks here first.
+    """
+    try:
+        findings = lmdb_verify.verify(os.fspath(data_file), subdir=False)  # type: ignore[no-untyped-call]
+    except (lmdb_verify.VerifyError, OSError, struct.error, IndexError, ValueError, OverflowError) as error:
+        return [str(error) or type(error).__name__]
+    return [str(text) for text in findings]
+
+
 def _mend_length(data_file: Path, read_only: bool) -> None:
     """See 'short files' above. Raises Damaged, OSError."""
     missing = missing_bytes(data_file)
     if not missing:
         return
     if read_only or missing > SHORT_BYTES_MAX:
-        findings = lmdb_verify.verify(os.fspath(data_file), subdir=False)  # type: ignore[no-untyped-call]
+        findings = structure_findings(data_file)
         if findings:
             raise Damaged(str(data_file), f"{missing} bytes are missing at its end; {findings[0]}")
     if not read_only:
@@ -232,8 +251,10 @@ class Environment:
         map_size_bytes: int | None = None,
         readers_max: int = READERS_MAX,
         read_only: bool = False,
+        copied: bool = False,
     ) -> None:
-        """Opens `path`, a directory, which is made when missing (not if `read_only`).
+        """Opens `path`, a directory, which is made when missing (not if `read_only`). `copied`: made by copy(), which
+        starts transaction numbers anew.
 
         Raises UsageError (network file system, map does not fit), Damaged, DiskFull, StorageError.
         """
@@ -255,6 +276,8 @@ class Environment:
         try:
             with guarded(path):
                 self.databases = tuple(self.lmdb.open_db(name, create=not read_only) for name in databases)
+                if not copied:
+                    self._check_commit()
         except RaftdbError:
             self.close()
             raise
@@ -282,6 +305,15 @@ class Environment:
         except (MemoryError, lmdb.MemoryError) as error:
             raise UsageError(f"{self.path}: a map of {map_size_bytes} bytes does not fit: use --map-size") from error
 
+    def _check_commit(self) -> None:
+        """Raises Damaged."""
+        with self.lmdb.begin() as transaction:
+            value = transaction.get(COMMIT_NAME, db=self.databases[-1])
+            if value is None and not transaction.stat(self.databases[-1])["entries"]:
+                return  # nothing was ever committed
+            if value is None or crc32c(value) != RESIDUE or int.from_bytes(value[:8], "little") != transaction.id():
+                raise Damaged(str(self.path), "the newest meta page is not the one of the newest commit")
+
     def claim(self) -> None:
         """This thread writes from now on."""
         self._owner = threading.get_ident()
@@ -302,8 +334,11 @@ class Environment:
         if threading.get_ident() != self._owner:
             raise Bug(f"a thread that does not own {self.path} wants to commit to it")
         try:
+            number = transaction.id().to_bytes(8, "little")
+            transaction.put(COMMIT_NAME, number + crc32c(number).to_bytes(4, "little"), db=self.databases[-1])
             transaction.commit()
         except (lmdb.Error, OSError) as error:
+            transaction.abort()
             raise translate(error, self.path) from error
 
     def sync(self) -> None:

@@ -90,10 +90,12 @@ class KvStore:
         readers_max: int = 512,
         sync_each_batch: bool = False,
         read_only: bool = False,
+        copied: bool = False,
     ) -> KvStore:
         """Open, or make, the environment at `path`. Whether it may be believed (kvstate) is the caller's question.
 
         `state_path` None: this store is private, nobody asks kv.state about it. read_only: nothing is written at all.
+        copied: made by copy().
         Raises Damaged, UsageError, DiskFull, StorageError.
         """
         environment = Environment(
@@ -103,6 +105,7 @@ class KvStore:
             map_size_bytes=map_size_bytes,
             readers_max=readers_max,
             read_only=read_only,
+            copied=copied,
         )
         try:
             return cls(environment, None if read_only else state_path, sync_each_batch)

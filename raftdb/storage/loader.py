@@ -16,7 +16,7 @@ from raftdb.storage import codec, keys
 from raftdb.storage.codec import EXPIRY, FIELDS, HEADS, ITEMS, META, SCORES
 from raftdb.storage.engine import Environment, translate
 from raftdb.storage.keys import DATABASES, SHORT_NAME_BYTES_MAX
-from raftdb.storage.txn import MEMBERSHIP_NAME, SPACES, STATE_NAME, State, encode_state
+from raftdb.storage.txn import SPACES, STATE_NAME, State, encode_membership, encode_state
 
 if TYPE_CHECKING:
     from raftdb.storage.snapshot import Header
@@ -105,9 +105,9 @@ class Loader:
         state = State(
             *(header.index, header.term, header.stamp, header.chain, header.kv_digest),
             *(header.next_collection, header.next_keyspace, self._keyspaces, header.keys, header.expiring),
+            encode_membership(membership),
         )
         self._put(META, STATE_NAME, encode_state(state))
-        self._put(META, MEMBERSHIP_NAME, codec.pack(codec.membership_document(membership)))
         self._write()
         with_entries = self._environment.reader()
         try:

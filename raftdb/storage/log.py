@@ -11,6 +11,7 @@
     previous     the membership before that one, or nil         what a truncation goes back to
     base         (first, term, chain, stamp)                    first entry kept; the rest describes entry first - 1
     tail         (last, term, chain, stamp)                     of the last entry (of the base when there is none)
+    commit       number of the LMDB transaction that wrote it; see engine.py
     snapshot     description of the newest durable snapshot, or nil
     before       description of the one before, or nil
 
@@ -44,7 +45,7 @@ from raftdb.errors import Bug, Damaged, EntryDamaged, UsageError
 from raftdb.storage import codec, records
 from raftdb.storage.checksum import chain_of
 from raftdb.storage.codec import LOG_META, Malformed
-from raftdb.storage.engine import Environment, drop_page_cache, translate
+from raftdb.storage.engine import Environment, drop_page_cache, structure_findings, translate
 from raftdb.types import Entry, HardState, Membership, Persist, SnapshotMeta
 
 FORMAT: Final = 1
@@ -212,12 +213,14 @@ class Log:
         read_only: bool = False,
     ) -> Log:
         """`unclean`: the last run did not end by a clean stop; the file's page cache is dropped first, so that what is
-        checked is what the disk holds.
+        checked is what the disk holds, and its pages are walked before LMDB sees them.
 
         Raises Damaged (hard state, other meta, a vanished tail), UsageError, StorageError.
         """
         if unclean and not read_only:
             drop_page_cache(path / "data.mdb")
+            if findings := structure_findings(path / "data.mdb"):
+                raise Damaged("log/data.mdb", findings[0])
         environment = Environment(path, DATABASES, sync=True, map_size_bytes=map_size_bytes, read_only=read_only)
         try:
             log = cls(environment, _read_checked_meta(environment), cache_bytes_max)

@@ -605,7 +605,7 @@ def child(kv_path: Path, target: Path, node_id: str, cluster_id: str, codec_name
             source.copy(private)
         finally:
             source.close(clean=False)
-        copy = KvStore.open(private, None, read_only=True)
+        copy = KvStore.open(private, None, read_only=True, copied=True)
         try:
             with copy.view() as view:
                 return write(view, target, node_id=node_id, cluster_id=cluster_id, codec_name=codec_name)

@@ -29,7 +29,6 @@ from raftdb.types import Membership
 SPACES: Final = (b"heads", b"fields", b"items", b"scores", b"expiry", b"garbage", b"meta")
 NEVER: Final = (1 << 64) - 1
 STATE_NAME: Final = b"state"
-MEMBERSHIP_NAME: Final = b"membership"
 
 _STATE = struct.Struct("<QQQQ16sQI")
 COUNTS: Final = struct.Struct(f"<{DATABASES}Q")
@@ -53,30 +52,36 @@ class State(NamedTuple):
     keyspaces: tuple[bytes, ...]
     keys: tuple[int, ...]
     expiring: tuple[int, ...]
+    members: bytes  # the membership as of `applied`, a document; empty: none yet
 
 
 def first_state() -> State:
     """Of a store to which nothing has been applied."""
     keyspaces = tuple(number.to_bytes(4, "big") for number in range(DATABASES))
-    return State(0, 0, 0, 0, bytes(16), 1, DATABASES, keyspaces, (0,) * DATABASES, (0,) * DATABASES)
+    return State(0, 0, 0, 0, bytes(16), 1, DATABASES, keyspaces, (0,) * DATABASES, (0,) * DATABASES, b"")
 
 
 def encode_state(state: State) -> bytes:
     counts = COUNTS.pack(*state.keys) + COUNTS.pack(*state.expiring)
-    return _STATE.pack(*state[:7]) + b"".join(state.keyspaces) + counts
+    return _STATE.pack(*state[:7]) + b"".join(state.keyspaces) + counts + state.members
 
 
 def decode_state(body: bytes) -> State:
     """Raises Damaged."""
-    if len(body) != STATE_BYTES:
+    if len(body) < STATE_BYTES:
         raise Damaged("kv meta state", f"has {len(body)} bytes")
     spaces = tuple(body[at : at + 4] for at in range(KEYSPACES_AT, KEYS_AT, 4))
     key_counts, expiring = COUNTS.unpack_from(body, KEYS_AT), COUNTS.unpack_from(body, EXPIRING_AT)
-    return State._make((*_STATE.unpack_from(body), spaces, key_counts, expiring))
+    return State._make((*_STATE.unpack_from(body), spaces, key_counts, expiring, body[STATE_BYTES:]))
 
 
-def decode_membership(body: bytes | None) -> Membership:
-    if body is None:
+def encode_membership(membership: Membership) -> bytes:
+    return codec.pack(codec.membership_document(membership))
+
+
+def decode_membership(body: bytes) -> Membership:
+    """Raises Damaged."""
+    if not body:
         return _NO_MEMBERSHIP
     try:
         return codec.membership_from(codec.unpack(body))

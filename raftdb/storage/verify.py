@@ -24,15 +24,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lmdb
-from lmdb import verify as lmdb_verify
 
 from raftdb.errors import Damaged, EntryDamaged, RaftdbError, StorageError, UsageError
 from raftdb.storage import codec, datadir, keys, kvstate, snapshot
 from raftdb.storage.codec import EXPIRY, FIELDS, GARBAGE, HEADS, ITEMS, META, SCORES, Head
-from raftdb.storage.engine import Environment
+from raftdb.storage.engine import COMMIT_NAME, Environment, structure_findings
 from raftdb.storage.keys import DATABASES, LIST, STRING, ZSET
 from raftdb.storage.log import Log
-from raftdb.storage.txn import MEMBERSHIP_NAME, SPACES, STATE_NAME, State, decode_membership, decode_state, first_state
+from raftdb.storage.txn import SPACES, STATE_NAME, State, decode_membership, decode_state, first_state
 from raftdb.types import SnapshotMeta
 
 
@@ -135,11 +134,8 @@ def _finding(error: RaftdbError, place: str = "") -> Finding:
 
 def verify_structure(path: Path, place: str) -> Iterator[Finding]:
     """Pages of an LMDB environment that nobody writes to."""
-    try:
-        for text in lmdb_verify.verify(os.fspath(path)):  # type: ignore[no-untyped-call]
-            yield Finding(f"{place}/data.mdb", text)
-    except (lmdb_verify.VerifyError, OSError) as error:
-        yield Finding(f"{place}/data.mdb", str(error))
+    for text in structure_findings(path / "data.mdb"):
+        yield Finding(f"{place}/data.mdb", text)
 
 
 def verify_snapshot(file: Path) -> Iterator[Finding]:
@@ -161,8 +157,10 @@ def verify_snapshot(file: Path) -> Iterator[Finding]:
 
 def verify_log(path: Path, from_index: int | None = None, *, live: bool = False) -> Iterator[Finding]:
     """Meta, and every entry from `from_index` (default: the first one). `live`: a node is writing to it."""
-    if not live:
-        yield from verify_structure(path, "log")
+    damaged = [] if live else list(verify_structure(path, "log"))
+    yield from damaged
+    if damaged:
+        return  # LMDB might follow a wild pointer
     try:
         log = Log.open(path, unclean=False, read_only=True)
     except RaftdbError as error:
@@ -182,8 +180,10 @@ def verify_log(path: Path, from_index: int | None = None, *, live: bool = False)
 
 def verify_kv(path: Path, *, live: bool = False) -> Iterator[Finding]:
     """Every record: checksum, shape, counts, heads against collections and expiry index. `live`: being written to."""
-    if not live:
-        yield from verify_structure(path, "kv")
+    damaged = [] if live else list(verify_structure(path, "kv"))
+    yield from damaged
+    if damaged:
+        return  # LMDB might follow a wild pointer
     try:
         environment = Environment(path, SPACES, sync=False, read_only=True)
     except RaftdbError as error:
@@ -227,25 +227,22 @@ class _KvCheck:
         self._findings.append(_finding(codec.damaged(space, key, what)))
 
     def _state(self) -> State | None:
-        bodies = {}
-        for name in (STATE_NAME, MEMBERSHIP_NAME):
-            value = self._txn.get(name, db=self._dbs[META])
-            try:
-                bodies[name] = None if value is None else codec.unseal(META, name, value)
-            except Damaged as error:
-                self._findings.append(_finding(error))
+        for key, _ in self._txn.cursor(self._dbs[META]).iternext():
+            if key not in (STATE_NAME, COMMIT_NAME):
+                self._add(META, key, "is not known")
+        value = self._txn.get(STATE_NAME, db=self._dbs[META])
+        if value is None:
+            if any(self._txn.stat(database)["entries"] for database in self._dbs):
+                self._findings.append(Finding("kv meta state", "is missing"))
                 return None
+            return first_state()
         try:
-            decode_membership(bodies[MEMBERSHIP_NAME])
-            body = bodies[STATE_NAME]
-            if body is not None:
-                return decode_state(body)
+            state = decode_state(codec.unseal(META, STATE_NAME, value))
+            decode_membership(state.members)
         except Damaged as error:
             self._findings.append(_finding(error))
             return None
-        if self._txn.stat(self._dbs[HEADS])["entries"]:
-            self._findings.append(Finding("kv meta state", "is missing"))
-        return first_state()
+        return state
 
     def _records(self, space: int, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """(key, body) of the records that pass their checksum; the others become findings."""

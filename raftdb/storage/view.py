@@ -26,7 +26,7 @@ from raftdb.storage.txn import (
     EXPIRING_AT,
     KEYS_AT,
     KEYSPACES_AT,
-    MEMBERSHIP_NAME,
+    STATE_BYTES,
     STATE_NAME,
     State,
     Txn,
@@ -73,7 +73,7 @@ class View(Txn):
         return decode_state(self._state)
 
     def membership(self) -> Membership:
-        return decode_membership(self.get(META, MEMBERSHIP_NAME))
+        return decode_membership(self._state[STATE_BYTES:])
 
     def _keyspace(self, db: int) -> bytes:
         at = KEYSPACES_AT + 4 * db

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from raftdb.errors import Bug, Damaged, EntryDamaged, UsageError
 from raftdb.storage import codec, records
+from raftdb.storage.checksum import crc32c
 from raftdb.storage.codec import LOG_META
 from raftdb.storage.log import META_NAMES, Log, read_meta
 from raftdb.types import HardState, NodeRef
@@ -40,6 +41,9 @@ def tamper(path, database, change):
     env = lmdb.open(str(path), max_dbs=4, map_size=MAP_BYTES)
     with env.begin(write=True) as transaction:
         change(transaction, env.open_db(database, txn=transaction))
+        number = transaction.id().to_bytes(8, "little")
+        commit = number + crc32c(number).to_bytes(4, "little")
+        transaction.put(b"commit", commit, db=env.open_db(b"meta", txn=transaction))
     env.close()
 
 

@@ -296,9 +296,7 @@ def test_the_child_says_why_it_failed(kv, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["kv"]
 
 
-@pytest.mark.parametrize(
-    "answer", [b"", b"[]", b"{}", b"\xff", json.dumps({"snapshot": [1]}).encode(), b'{"error": "x"}']
-)
+@pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b"\xff", b'{"snapshot": [1]}', b'{"error": "x"}'])
 def test_an_odd_answer_of_the_child(answer):
     with pytest.raises(RaftdbError):
         snapshot.child_result(answer)
