@@ -314,9 +314,14 @@ class Disk:
             if log.first - 1 <= snapshot.meta.index <= log.last:
                 self.kv = Kv(snapshot.meta.index, snapshot.digest, snapshot.meta.membership)
                 return
-        if log.first != 1:
-            raise LostEntry("no state to start from: neither kv nor a snapshot reaches the log")
         self.kv = Kv(0, 0, self.formed)
+
+    def starved(self) -> bool:
+        """Is there no state that reaches the log?"""
+        log = self.log
+        if self.kv is not None and log.first - 1 <= self.kv.applied:
+            return False
+        return log.first > 1 and all(snapshot.meta.index < log.first - 1 for snapshot in self.snapshots.values())
 
     def copy(self) -> Disk:
         twin = Disk.__new__(Disk)

@@ -165,7 +165,8 @@ class Faults:
     def whole(self, node_id: str) -> bool:
         """Can this node's disk be counted on?"""
         world = self.world
-        return node_id not in world.halted and not world.disks[world.refs[node_id]].log.damaged
+        disk = world.disks[world.refs[node_id]]
+        return node_id not in world.halted and not disk.log.damaged and not disk.starved()
 
     def voters(self) -> list[NodeRef]:
         """The voters, as the highest leader has them."""
@@ -180,13 +181,13 @@ class Faults:
         victim = self.victim()
         others = [r for r in voters if r.id != victim and world.refs[r.id] == r and self.whole(r.id)]
         if voters and 2 * len(others) > len(voters) and all(self.whole(r.id) for r in others):
-            if any(world.disks[r].log.damaged for r in voters if r in world.disks):
+            if any(not self.whole(r.id) for r in voters if world.refs[r.id] == r):
                 return
             world.later(0, world.do_wipe, victim, self.rng.getrandbits(60))
             world.later(self.span(), world.do_start, victim)
 
     def damage(self) -> None:
-        """One entry of one disk. Every other voter's disk is whole, and at least one other holds the entry."""
+        """One entry of one disk, or all its state. Every other voter's disk is whole; enough others hold the entry."""
         world, rng = self.world, self.rng
         victim = world.refs[world.ids[rng.randrange(len(world.ids))]]
         log = world.disks[victim].log
@@ -195,6 +196,10 @@ class Faults:
         if log.damaged or log.last < log.first or victim not in voters or len(voters) < 3:
             return
         if any(world.refs[r.id] != r or not self.whole(r.id) for r in others):
+            return
+        if rng.random() < 0.2:
+            world.later(0, world.do_spoil, victim.id)
+            world.later(self.span(), world.do_start, victim.id)
             return
         index = rng.randrange(log.first, log.last + 1)
         term = log.true_term(index)

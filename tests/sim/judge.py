@@ -311,6 +311,8 @@ class Judge:
     def bounds(self, node: SimNode) -> None:
         """I13."""
         log = node.disk.log
+        if node.core.starved:
+            return  # its state is older than its log: it waits for a snapshot
         snapshot = log.snapshot.index if log.snapshot is not None else log.first - 1
         if not log.first - 1 <= snapshot <= node.applied <= node.commit or node.applied > log.last:
             raise Violation(
@@ -399,6 +401,7 @@ COUNTERS = (
     "halts",
     "refused peers",
     "damages",
+    "spoiled",
     "encoded",
     "unsettled",
 )

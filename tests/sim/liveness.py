@@ -90,6 +90,7 @@ def whole(world: World, ref: NodeRef) -> bool:
         and ref.id not in world.halted
         and ref not in world.restored
         and not disk.log.damaged
+        and not disk.starved()
     )
 
 

@@ -85,7 +85,7 @@ class SimNode:
             world.core_seed(ref, log.starts),
             log.starts,
             stamp=log.items[-1].stamp if log.items else (log.snapshot.stamp if log.snapshot else 0),
-            snapshot=log.snapshot,
+            snapshot=log.snapshot if log.snapshot is not None and log.snapshot.name in disk.snapshots else None,
         )
         election_ms = config.election_ticks_min * TICK_MS
         self.lease = Lease(lease_ms_max(election_ms, TICK_MS), election_ms, TICK_MS)

@@ -312,6 +312,12 @@ class World:
             log.damaged.add(index)
             self.judge.counts["damages"] += 1
 
+    def do_spoil(self, node_id: str) -> None:
+        """The state is lost, kv and snapshots; the log is there, but does not reach back far enough."""
+        self.do_crash(node_id, 0, True)
+        self.disks[self.refs[node_id]].snapshots.clear()
+        self.judge.counts["spoiled"] += 1
+
     def do_backup(self, node_id: str) -> None:
         ref = self.refs[node_id]
         self.backups[ref] = self.disks[ref].copy()
