@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 
-from . import mixed, plan, plots, report
+from . import mixed, plan, plots, profile, report, stages
 from .foreign import Etcd, Pyraft, PySyncObj
 from .load import Cell
 from .processes import Failed
@@ -111,6 +112,40 @@ def disturb_one(system: System) -> mixed.Mixed | None:
         return None
     mixed.prepare(system, mixed.KEYS)
     return mixed.measure(system, 6.0)
+
+
+@cli.command("commands")
+@click.option("--pipelines", type=click.IntRange(1), default=100, show_default=True, help="Of 32 commands, each.")
+@click.option("--only", multiple=True, metavar="NAME", help="Only these commands.")
+def commands_(pipelines: int, only: tuple[str, ...]) -> None:
+    """Per command: microseconds in parse, look-up, encode, log, handler, kv, reply; in pipelines of 32."""
+    names = [name for name in stages.EXAMPLES if not only or name in {word.upper() for word in only}]
+    with tempfile.TemporaryDirectory() as directory:
+        bench = stages.Workbench(Path(directory))
+        stages.set_up(bench)
+        click.echo(f"{'':10}" + "".join(f"{stage:>10}" for stage in (*stages.STAGES, "sum")))
+        for name in names:
+            spent = stages.microseconds(bench, name, pipelines)
+            figures = [*spent.values(), sum(spent.values())]
+            click.echo(f"{name:10}" + "".join(f"{figure:10.2f}" for figure in figures))
+        bench.close()
+
+
+@cli.command("profile")
+@DIRECTORY
+@click.option(
+    "--nodes", type=click.Choice(["1", "3", "5"]), default="3", show_default=True, help="Size of the cluster."
+)
+@click.option("--load", type=click.Choice(list(profile.LOADS)), default="set", show_default=True, help="The load.")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="How long to record.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("profile"), show_default=True, help="Where to.")
+def profile_(directory: Path, nodes: str, load: str, seconds: float, out: Path) -> None:
+    """Flame graphs of leader and follower under a load."""
+    try:
+        for file in profile.record(int(nodes), load, seconds, directory.absolute(), out):
+            click.echo(f"wrote {file}")
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def variant(text: str) -> Raftdb:
