@@ -22,6 +22,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import lmdb
+
 from raftdb import clock
 from raftdb.commands import transactions
 from raftdb.commands.context import StampBehind
@@ -29,7 +31,7 @@ from raftdb.commands.machine import Request, Transaction, is_read_only
 from raftdb.commands.table import BLOCKING, LOADING, LOCAL, MAY_SHRINK, NOAUTH, READ, SLOW, TRANSACTION, WRITE
 from raftdb.commands.transactions import Plan
 from raftdb.config import SETTINGS
-from raftdb.errors import CommandError
+from raftdb.errors import CommandError, RaftdbError
 from raftdb.net.resp import encode, encode_many
 from raftdb.net.server import protected_mode_refusal
 from raftdb.node.pending import DISK_LOW, TOO_BUSY, Ticket
@@ -51,7 +53,10 @@ RECORDS_ON_LOOP_MAX: Final = 1_000  # a read that touches more goes to a worker
 RUN_COMMANDS_MAX: Final = 1_024  # of one connection in one turn: the others wait meanwhile
 COMMAND_OVERHEAD_BYTES: Final = 16
 DATA: Final = READ | WRITE
+#: Not a mistake in one command: the node must stop.
+FATAL: Final = (RaftdbError, OSError, MemoryError, lmdb.Error)
 
+INTERNAL: Final = CommandError("ERR internal error; the log of the node tells more")
 NO_AUTH: Final = CommandError("NOAUTH Authentication required.")
 TOO_LARGE: Final = CommandError("ERR the transaction is too large; EXEC will fail")
 
@@ -336,7 +341,13 @@ class Dispatch:
         return True
 
     def _run_local(self, conn: Connection, row: Command, argv: list[bytes]) -> Any:
-        return self.machine.local(self.port, conn.session, row, argv)
+        try:
+            return self.machine.local(self.port, conn.session, row, argv)
+        except FATAL:
+            raise
+        except Exception:  # a bug in one command, which has changed no record: its client is told, the others go on
+            log.exception("bug in %s", row.name)
+            return INTERNAL
 
     def _on_worker(self, conn: Connection, fn: Callable[[], Any]) -> bool:
         """Run `fn`, which answers one command of `conn`, on a worker; False, since its answer comes later."""
@@ -347,7 +358,7 @@ class Dispatch:
             except CommandError as error:
                 reply = error
             except Exception as error:
-                reply = CommandError("ERR internal error")
+                reply = INTERNAL
                 self.driver.fail(error)
             self._reply(conn, reply)
 
@@ -430,6 +441,12 @@ class Dispatch:
             replies = run.execute(self.machine, ctx)
         except StampBehind as behind:
             self.driver.reads.await_stamp(run, behind.due_ms)
+            return
+        except FATAL:
+            raise
+        except Exception:  # as for local commands
+            log.exception("bug in a read")
+            run.fail(INTERNAL)
             return
         run.answer(replies)
 

@@ -448,8 +448,8 @@ class Driver:
         self._open = None
         self._count_flush(start_s)
         self._keep(persist)
-        if persist.install is not None:
-            self.installer.install(persist.install)
+        if persist.install is not None and persist.install.index > self.applied:
+            self.installer.install(persist.install)  # else it only replaces damaged entries below what is applied
         return True
 
     def _keep(self, persist: Persist) -> None:

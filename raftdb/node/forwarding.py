@@ -225,16 +225,19 @@ def is_write(item: Any) -> bool:
     return bool(item.command.flags & WRITE)
 
 
+def requests_of(item: Any) -> Sequence[Any]:
+    """The commands of an item."""
+    return item.requests if isinstance(item, Transaction) else (item,)
+
+
 def shrinks(item: Any) -> bool:
     """Is this item taken on a full disk?"""
-    requests = item.requests if isinstance(item, Transaction) else (item,)
-    return all(not each.command.flags & WRITE or each.command.flags & MAY_SHRINK for each in requests)
+    return all(not each.command.flags & WRITE or each.command.flags & MAY_SHRINK for each in requests_of(item))
 
 
 def size_of(item: Any) -> int:
     """Bytes of the words, about what it takes in an entry."""
-    requests = item.requests if isinstance(item, Transaction) else (item,)
-    return sum(16 + sum(map(len, request.argv)) for request in requests)
+    return sum(16 + sum(map(len, request.argv)) for request in requests_of(item))
 
 
 def _unpacked(payload: bytes | bytearray) -> Any:

@@ -74,5 +74,7 @@ class Installer:
             newer, self._next = self._next, None
             self.install(newer)
             return
+        if meta.index <= self._data.kv.applied:
+            return  # what was applied before the build began is newer; sweep() removes what was built
         self._data.switch_kv(path)
         self._switched(meta)

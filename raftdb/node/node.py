@@ -31,7 +31,7 @@ from raftdb.net import resp
 from raftdb.net.server import Server, ServerLimits, WorkerPool, raise_descriptor_limit
 from raftdb.net.session import Session
 from raftdb.net.wire import Identity
-from raftdb.node import starting
+from raftdb.node import describe, starting
 from raftdb.node.dispatch import Dispatch, Run
 from raftdb.node.driver import Driver
 from raftdb.node.events import Callback, Events
@@ -79,6 +79,7 @@ class Node:
         self.term = 0
         self.events = Events(self)
         self.serving = False
+        self.started_s = clock.monotonic()
         self.driver: Driver = None  # type: ignore[assignment]  # these while there is no data
         self.data: DataDir = None  # type: ignore[assignment]
         self.port: Port = None  # type: ignore[assignment]
@@ -347,7 +348,7 @@ class Node:
     # --- what the node knows ----------------------------------------------------------------------------------------
 
     def leader_member(self) -> Member | None:
-        leader = self.leader
+        leader = self.leader if self.data is not None else None
         member = self.data.log.membership.get(leader.id) if leader is not None else None
         return member if member is not None and member.ref == leader else None
 
@@ -356,45 +357,11 @@ class Node:
         return self.core.matched() if self.role is Role.LEADER else {}
 
     def status(self) -> dict[str, object]:
-        """The raft section of INFO and RAFT.INFO."""
-        members = self.data.log.membership.members
-        leader = self.leader_member()
-        voters = sum(1 for member in members if member.voter)
-        return {
-            "node_id": self.data.identity.node_id,
-            "cluster_id": self.data.identity.cluster_id,
-            "role": self.role.value,
-            "term": self.term,
-            "leader_id": leader.id if leader is not None else "",
-            "leader_addr": leader.client_addr if leader is not None else "",
-            "commit_index": self.driver.commit,
-            "applied_index": self.driver.applied,
-            "last_index": self.data.log.last,
-            "first_index": self.data.log.first,
-            "voters": voters,
-            "learners": len(members) - voters,
-            "digest": self.data.kv.digest.hex(),
-            "peers": self.member_rows(),
-        }
+        """The raft section of INFO, and RAFT.INFO."""
+        return describe.status(self)
 
     def member_rows(self) -> Sequence[Mapping[str, object]]:
-        matched = self.matched()
-        last = self.data.log.last
-        rows = []
-        for member in self.data.log.membership.members:
-            own = member.id == self.data.identity.node_id
-            match = last if own else matched.get(member.ref, 0)
-            rows.append(
-                {
-                    "id": member.id,
-                    "addr": member.client_addr,
-                    "peer_addr": member.peer_addr,
-                    "voter": member.voter,
-                    "state": self.role.value if own else ("leader" if member.ref == self.leader else "follower"),
-                    "match": match,
-                }
-            )
-        return rows
+        return describe.member_rows(self)
 
     def in_driver(self, fn: Callable[[], T]) -> T:
         """Run `fn` in the driver's thread and wait. Raises what it raises; Uncertain when the driver hangs."""

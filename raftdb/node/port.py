@@ -21,6 +21,7 @@ from raftdb import __version__, clock
 from raftdb.commands.context import Role as RoleReply
 from raftdb.config import SETTINGS, split_address
 from raftdb.errors import CommandError, RaftdbError, Uncertain, Unexecuted
+from raftdb.node.forwarding import requests_of
 from raftdb.node.pending import TIMED_OUT
 from raftdb.types import Kind, Role
 
@@ -61,7 +62,6 @@ class Port:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._started_s = clock.monotonic()
         self._slow: deque[tuple[int, int, int, Sequence[bytes], str, str]] = deque(maxlen=SLOWLOG_ENTRIES_MAX)
         self._slow_id = 0
         self._stopping = threading.Event()
@@ -71,10 +71,10 @@ class Port:
     # --- identity, time, settings -----------------------------------------------------------------------------------
 
     def node_id(self) -> str:
-        return self._node.data.identity.node_id
+        return self._node.config.own_id
 
     def cluster_id(self) -> str:
-        return self._node.data.identity.cluster_id
+        return self._node.data.identity.cluster_id if self._node.data is not None else ""
 
     def now_us(self) -> int:
         return time.time_ns() // 1000
@@ -98,7 +98,7 @@ class Port:
         found = dict(_REDIS_PARAMETERS)
         found["proto-max-bulk-len"] = str(self._node.config.bulk_max_bytes)
         found["slowlog-log-slower-than"] = str(self._slower_than_us)
-        found["dir"] = str(self._node.data.path)
+        found["dir"] = str(self._node.config.own_data_dir.absolute())
         found["bind"] = self._node.config.bind or self._node.config.host
         found["port"] = str(self._node.config.port)
         for name in SETTINGS:
@@ -143,7 +143,7 @@ class Port:
         }
 
     def _info_server(self) -> dict[str, object]:
-        uptime_s = int(clock.monotonic() - self._started_s)
+        uptime_s = int(clock.monotonic() - self._node.started_s)
         return {
             "raftdb_version": __version__,
             "process_id": os.getpid(),
@@ -160,6 +160,8 @@ class Port:
 
     def _info_persistence(self) -> dict[str, object]:
         node = self._node
+        if node.data is None:
+            return {"loading": 1}
         return {
             "loading": int(not node.serving),
             "rdb_changes_since_last_save": node.driver.log_entries_since_snapshot,
@@ -173,6 +175,8 @@ class Port:
         }
 
     def _info_stats(self) -> dict[str, object]:
+        if self._node.data is None:
+            return {}
         return {
             "total_connections_received": self._node.dispatch.connections,
             "total_commands_processed": self._node.dispatch.commands() - self._commands_base,
@@ -205,12 +209,16 @@ class Port:
         return found
 
     def keyspace(self) -> Sequence[tuple[int, int, int]]:
+        if self._node.data is None:
+            return []
         with self._node.data.kv.view() as view:
             rows = [(db, view.count(db), view.expiring(db)) for db in range(16)]
         return [row for row in rows if row[1]]
 
     def role(self) -> RoleReply:
         node = self._node
+        if node.data is None:
+            return RoleReply(False, None, 0, "connect", ())
         leading = node.role is Role.LEADER
         leader = node.leader_member()
         followers = []
@@ -311,7 +319,7 @@ class Port:
         rows = []
         for entry in self._in_driver(lambda: node.data.log.entries(first, last, LOG_BYTES_MAX)):
             items = node.machine.decode(entry.payload) if entry.kind == Kind.COMMANDS else []
-            lines = [request.argv for item in items for request in getattr(item, "requests", (item,))]
+            lines = [request.argv for item in items for request in requests_of(item)]
             rows.append((entry.index, entry.term, entry.stamp, _KINDS.get(entry.kind, str(entry.kind)), lines))
         return rows
 

@@ -81,6 +81,7 @@ def listen(config: Config, server: Server) -> Config:
     for attempt in range(PORT_TRIES):
         port = wanted or _free_pair(host)
         try:
+            _check_free(host, port)
             _check_free(host, port + 1)
             server.listen(host, port)
         except OSError as error:
