@@ -247,7 +247,7 @@ def describe(session: SessionPort, now_s: float) -> str:
         "multi": len(session.queue) if session.in_multi else -1,
         "multi-mem": session.queued_bytes,
         "events": "r",
-        "cmd": session.last_command.decode("utf-8", "replace") or "NULL",
+        "cmd": session.last_command.decode("utf-8", "replace").lower() or "NULL",
         "user": session.user,
         "redir": -1,
         "resp": session.protocol,

@@ -81,8 +81,9 @@ class Hash:
         if head is None:
             head = Head(HASH, 0, 0, b"", batch.new_collection())
         collection, added = head.collection, 0
-        field, put = batch.field, batch.put_field
+        field, put, breathe = batch.field, batch.put_field, ctx.breathe
         for name, value in pairs:
+            breathe()
             if field(collection, name) is None:
                 added += 1
             put(collection, name, value)
@@ -96,6 +97,7 @@ class Hash:
             return 0
         batch, collection = ctx.writing(), head.collection
         for name in fields:
+            ctx.breathe()
             if batch.field(collection, name) is not None:
                 batch.delete_field(collection, name)
                 removed += 1

@@ -60,6 +60,7 @@ GENERIC: Final = KEYSPACE
 def del_(ctx: Context, names: list[bytes]) -> Reply:
     batch, removed = ctx.writing(), 0
     for name in names:
+        ctx.breathe()
         if ctx.head(name) is not None:
             batch.drop_head(ctx.db, name)
             removed += 1

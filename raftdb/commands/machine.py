@@ -36,15 +36,20 @@ from ..errors import CommandError, Damaged, RaftdbError
 from ..storage.keys import DATABASES
 from ..storage.kv import Batch, KvStore, Txn
 from ..types import NULL_ARRAY, Entry, Kind, Reply
-from .context import Context, LocalContext, ServerPort, SessionPort, no_breath
+from .context import Context, LocalContext, ServerPort, SessionPort, StampBehind, no_breath
 from .table import READ, WRITE, Command, Table
 
 PAYLOAD_VERSION: Final = 1
 PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024 + 64 * 1024
 WORDS_MAX: Final = 1_048_576
 EXPIRED_KEYS_PER_ENTRY_MAX: Final = 200
-RECLAIMED_RECORDS_PER_ENTRY_MAX: Final = 1_000
+RECLAIMED_RECORDS_PER_ENTRY: Final = (
+    500  # and one more per word of the entry, so that garbage cannot outgrow reclaiming
+)
 HANDLER_FAILED: Final = "ERR the command failed inside its handler; nothing was changed"
+
+#: What no handler is to blame for, and what is no error at all
+PASS_THROUGH: Final = (MemoryError, OSError, RecursionError, RaftdbError, StampBehind)
 
 Breathe = Callable[[], Any]
 
@@ -134,32 +139,38 @@ class Machine:
         for db, name in batch.due(entry.stamp, EXPIRED_KEYS_PER_ENTRY_MAX):
             batch.drop_head(db, name)
         replies: list[Reply] = []
+        words = 0
         if entry.kind == Kind.COMMANDS:
             if items is None:
                 items = self.decode(entry.payload)
-            self._apply_items(entry, items, batch, breathe, replies)
-        batch.reclaim(RECLAIMED_RECORDS_PER_ENTRY_MAX)
+            words = self._apply_items(entry, items, batch, breathe, replies)
+        batch.reclaim(RECLAIMED_RECORDS_PER_ENTRY + words)
         return replies
 
     def _apply_items(
         self, entry: Entry, items: Iterable[Item], batch: Batch, breathe: Breathe, replies: list[Reply]
-    ) -> None:
+    ) -> int:
+        """Returns the number of words of the writes: each may have left a record that once becomes garbage."""
+        words = 0
         ctx = Context(batch, batch, now=entry.stamp, index=entry.index, seed=entry.seed, breathe=breathe)
         step = 0  # of the commands that are in the log: reads that ride along must not shift the chance of writes
         for item in items:
             if isinstance(item, Transaction):
                 replies.append(self._transaction(ctx, item, entry.seed + step))
                 step += len(item.requests)
+                words += sum(len(request.argv) for request in item.requests)
                 continue
             command = item.command or self._known(item.argv)
             ctx.db = item.db
             if command.flags & WRITE:
                 step += 1
+                words += len(item.argv)
                 ctx.reseed(entry.seed + step)
                 replies.append(self._write(ctx, batch, command, item.argv))
             else:
                 replies.append(self._read_in_order(ctx, batch, command, item.argv))
             breathe()
+        return words
 
     def _write(self, ctx: Context, batch: Batch, command: Command, argv: list[bytes]) -> Reply:
         batch.savepoint()
@@ -170,13 +181,13 @@ class Machine:
         except CommandError as error:
             batch.rollback()
             return error
-        except (MemoryError, OSError, RecursionError, RaftdbError):
+        except PASS_THROUGH:
             raise
         except Exception as error:
             return self._handler_failed(batch, command, error)
 
     def _handler_failed(self, batch: Batch, command: Command, error: Exception) -> Reply:
-        if type(error).__module__.partition(".")[0] == "lmdb":
+        if _is_of_lmdb(error):
             raise error
         batch.rollback()
         batch.fold(f"{command.name} failed".encode())
@@ -197,7 +208,11 @@ class Machine:
             return command.run(ctx, argv)
         except CommandError as error:
             return error
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        except PASS_THROUGH:
+            raise
+        except Exception as error:
+            if _is_of_lmdb(error):
+                raise
             return CommandError(HANDLER_FAILED)
 
     def _transaction(self, ctx: Context, item: Transaction, seed: int) -> Reply:
@@ -283,6 +298,10 @@ class Machine:
             return command.run(LocalContext(self.table, server, session), argv)
         except CommandError as error:
             return error
+
+
+def _is_of_lmdb(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] == "lmdb"
 
 
 def is_read_only(item: Item) -> bool:

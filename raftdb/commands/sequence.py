@@ -9,9 +9,10 @@ Where there is none left, the labels of a small neighbourhood are spread anew (B
 Zito: Two simplified algorithms for maintaining order in a list, 2002): the smallest aligned range of 2**k labels that
 is less dense than (1/SPREAD)**k, so that an insertion costs O(log n) moves, amortised, wherever the others go.
 
-Such a list is *irregular* (head.form is HOLES or INSERTED). To find a rank in it there is an index over *slots*, a slot being STRIDE
-labels, which in a regular list hold one element. A node counts by how much the elements in its slots exceed the number
-of slots (a hole: -1; one inserted: +1); a node that is missing counts 0, so untouched parts cost nothing.
+Such a list is *irregular* (head.form is HOLES or INSERTED). To find a rank in it there is an index over *slots*, a slot
+being STRIDE labels, which in a regular list hold one element. A node counts by how much the elements in its slots
+exceed the number of slots (a hole: -1; one inserted: +1); a node that is missing counts 0, so untouched parts cost
+nothing.
 
     level 0     1 slot per node          level 2     65,536 slots per node
     level 1   256 slots per node         level 3     16,777,216 slots per node
@@ -174,10 +175,11 @@ class List:
         batch = self.ctx.writing()
         if not self.load().count:
             self._begin(batch)
-        collection, step = self.collection, -1 if left else 1
+        collection, breathe, step = self.collection, self.ctx.breathe, -1 if left else 1
         slot = ((self.first if left else self.last) >> STRIDE_BITS) + (step if self.count else 0)
         for value in values:
             batch.put_item(collection, slot << STRIDE_BITS, value)
+            breathe()
             slot += step
         end = (slot - step) << STRIDE_BITS
         if abs(end) > LABEL_MAX:

@@ -293,6 +293,7 @@ def mset(ctx: Context, pairs: list[tuple[bytes, bytes]]) -> Reply:
     put, db = ctx.writing().put_string, ctx.db
     for name, value in pairs:
         put(db, name, value)
+        ctx.breathe()
     return OK
 
 
