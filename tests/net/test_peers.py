@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +18,7 @@ from raftdb.net.peers import PeerConfig, Refusal
 from raftdb.net.transport import Resolver, look_up, split_address
 from raftdb.net.wire import FormProposal, Forward, ForwardReply, JoinRequest, Reason
 from raftdb.types import Entry, NodeRef
-from tests.net.peerkit import QUICK, Cluster, Node, all_connected
+from tests.net.peerkit import QUICK, Cluster, Node, all_connected, identity
 
 BEAT = Heartbeat(3, 1, 10, 5, None)
 
@@ -73,6 +75,35 @@ class TestConnecting:
                 node.net.close()
                 cluster.nodes.remove(node)
 
+    @pytest.mark.parametrize(
+        ("own", "old_dialled", "new_dialled", "old_age_s", "old_stays"),
+        [
+            # n1 < n2: what n1 has dialled is preferred
+            ("n1", True, False, 0, True),
+            ("n1", True, False, 60, False),
+            ("n1", False, True, 0, False),
+            ("n1", False, True, 60, False),
+            ("n1", True, True, 0, True),
+            ("n1", True, True, 60, True),
+            ("n1", False, False, 0, False),
+            # the same connections, as n2 sees them
+            ("n2", False, True, 0, True),
+            ("n2", False, True, 60, False),
+            ("n2", True, False, 0, False),
+            ("n2", True, False, 60, False),
+            ("n2", False, False, 0, False),
+            ("n2", True, True, 0, True),
+        ],
+    )
+    def test_the_table_of_which_connection_stays(self, cluster, own, old_dialled, new_dialled, old_age_s, old_stays):
+        net = cluster.add(own).net
+        peer = identity("n2" if own == "n1" else "n1")
+        old = SimpleNamespace(dialled=old_dialled, peer=peer, up_s=time.monotonic() - old_age_s)
+        new = SimpleNamespace(dialled=new_dialled, peer=peer, up_s=time.monotonic())
+        assert net._stays(old, new) is old_stays
+        new.peer = peer._replace(life=peer.life + 1)
+        assert net._stays(old, new) is False
+
     def test_one_side_alone_may_know_the_other(self, cluster):
         a, b = cluster.add("n1"), cluster.add("n2")
         b.net.set_members([(a.ref, a.address)])
@@ -115,9 +146,12 @@ class TestConnecting:
         assert [ref for ref, _ in a.fake.losses] == [b.ref]
         assert len(a.fake.connects) == 2
 
-    def test_a_restarted_peer_replaces_its_former_life(self, cluster, pair):
+    def test_a_restarted_peer_replaces_its_former_life(self, cluster):
         """The old socket is still open here (half-open); the new life must not wait for a time-out."""
-        a, b = pair
+        config = QUICK._replace(handshake_timeout_s=3600.0, silence_timeout_s=3600.0)
+        a, b = cluster.add("n1", config=config), cluster.add("n2", config=config)
+        cluster.introduce(a, b)
+        cluster.until(lambda: all_connected([a, b]))
         cluster.nodes.remove(b)  # b hangs: no turn, no close
         again = cluster.add("n2", starts=2, life=78)
         again.net.set_members([(a.ref, a.address)])
