@@ -1,4 +1,62 @@
-"""The Raft core as a value. (essay to come)"""
+"""The Raft core as a value: messages, ticks and proposals in; two stages of effects out.
+
+Rules of this package
+---------------------
+1. Nothing here touches the outside: no socket, file, thread, clock, or random module. Time is `tick()`, chance is the
+   seed that was given, the disk is a `LogView` that is read and a `Persist` that somebody else carries out.
+2. What may leave only after the disk is in `Released`, and there is no `Released` without `persisted(ready)`. The order
+   persist, send, apply is a type (ready.py).
+3. What is to be done with a message is one table, `HANDLERS`: role x message. Terms are compared before, in `step`, in
+   one place; so a handler sees only messages of its own term, and the few that concern a term nobody is in yet
+   (pre-votes).
+4. What must never happen is asserted where it would happen, and raises Bug, in production too. A node that stops is
+   better than one that goes on wrong. `python -O` changes nothing here: no check of an invariant is an `assert`.
+
+Where to read
+-------------
+    messages    what peers say                      quorum      majorities
+    log         durable part + what is on its way   progress    what a leader knows of a member
+    state       terms, votes, commit, membership    reads       ReadIndex
+    follower, candidate, leader                     membership  the payload and the single-step changes
+    ready, core the two stages and the verbs        forming, handshake, stamp, lease: rules that need no state of Raft
+
+The paper's figure 2 is follower.append, candidate.vote_request, leader.advance_commit and Core._other_term. What goes
+beyond it, and why:
+
+- Pre-vote, check-quorum, stickiness (dissertation 4.2.3, 6.2, 9.6): a node that comes back deposes nobody, a leader that
+  is cut off stops, and nobody votes while a leader may be alive. Together they have a trap: a node with a higher term
+  would ignore the leader for ever while its pre-votes are refused. So appends of a lower term are answered.
+- A no-op opens every term. It is what makes older entries commit (figure 8), reads safe, and membership changes safe.
+- A leader sends before its own disk has the entry and counts itself afterwards, like any other voter: by `durable`.
+- Votes, too, count when they are durable, the own one included.
+- ReadIndex and leases rest on numbered heartbeat rounds. Their rules are in reads.py and lease.py.
+- Membership changes one voter at a time, is adopted when appended and taken back when truncated (docs/consensus.md says
+  why, and which published bugs that avoids). Everything is counted per (id, incarnation): a member whose disk was lost
+  is another member.
+- A damaged entry is neither truncated nor trusted: it is a hole. The node votes for nobody, leads nobody, acknowledges
+  nothing from there on, and asks for the entry again. The identical entry goes back into its place.
+- A term that jumps too far is refused: terms must last.
+
+Assertions and where they are (numbers of the project's list of invariants)
+--------------------------------------------------------------------------
+    I1  one leader per term            two_leaders, State.heard_leader
+    I2  one vote per term, durable     State.set_term; own vote counted in Core._settle
+    I3  terms never fall               State.set_term
+    I4  a leader only appends          truncate is reachable from follower code only; RaftLog.append takes last + 1 only
+    I5  equal (index, term), one chain follower._diverged
+    I6  committed is never truncated   RaftLog.truncate
+    I7  a leader holds what is committed  leader.become_leader; follower._compare_previous, _skip_known
+    I8  only the own term by counting  leader.advance_commit: index >= noop_index
+    I9  match and commit never fall    Progress.acknowledge, State.commit_to
+    I10 committed is durable on a quorum  own.match is `durable`; acknowledgements are in Released only
+    I12 applied in order, once         Core.applied_to
+    I13 base <= applied <= commit <= last  State.__init__, Core.applied_to, Core.log_trimmed
+    I14 install keeps what matches     RaftLog.suffix_fits, follower.install
+    I15 one single step at a time      State.adopt, leader.propose_membership
+
+What is not here: the state machine, sessions, encoding, timers in seconds. What Raft offers and this core leaves out is
+listed in docs/consensus.md.
+"""
 
 from __future__ import annotations
 

@@ -23,11 +23,9 @@ A value like the core: answers in, one decision out. Nothing is sent, stored, re
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from raftdb.types import Member, NodeRef
-
-REPORTS_MAX: Final = 16
 
 
 class Plan(NamedTuple):
@@ -105,7 +103,6 @@ class Forming:
         self.overwrite = overwrite
         self.own_addresses = {me.peer_addr}
         self.answers: dict[str, Answer] = {}
-        self.reported: list[frozenset[NodeRef]] = []  # the complete sets that were told to others
         self.plan: Plan | None = None
         self.is_formed = False
         self.listed: tuple[str, ...] = ()
@@ -131,14 +128,14 @@ class Forming:
         self.answers.pop(address, None)
 
     def offered(self, plan: Plan) -> str | None:
-        """A member of `plan` hands it over. None: `decide` says Accept; else why it is not accepted."""
+        """A member of `plan` hands it over. None: `decide` says Accept; else why it is not accepted.
+
+        That this (id, incarnation) is in it says enough: the plan was made from what this node itself has reported.
+        """
         if self.plan is not None:
             return None if plan == self.plan else "another plan was accepted before"
-        refs = frozenset(member.ref for member in plan.members)
-        if self.me.ref not in refs:
+        if all(member.ref != self.me.ref for member in plan.members):
             return f"this node is {self.me.id}, incarnation {self.me.incarnation:016x}, which is not in the plan"
-        if refs not in self.reported and refs != self._met():
-            return "the plan is not for the nodes that this node has met"
         self.plan = plan
         return None
 
@@ -153,11 +150,7 @@ class Forming:
         """What this node answers to others."""
         if self.is_formed and self.plan is not None:
             return Formed(self.plan.cluster_id, self.plan.members)
-        met = self._met()
-        is_complete = self._missing() is None
-        if is_complete and met not in self.reported:
-            self.reported = [*self.reported[-REPORTS_MAX + 1 :], met]
-        return Blank(self.me, tuple(sorted(met)), is_complete)
+        return Blank(self.me, tuple(sorted(self._met())), self._missing() is None)
 
     def decide(self) -> Decision:
         """What to do now, from all that is known."""
