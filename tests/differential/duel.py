@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from . import compare
-from .players import RaftdbPlayer, RedisPlayer
+from .players import CLIENTS, RaftdbPlayer, RedisPlayer, WirePlayer
 from .programs import Program, Step
 from .wire import Reply
 
 SHRINK_ROUNDS_MAX = 400
+MULTI_COMMANDS = frozenset((b"MULTI", b"EXEC", b"DISCARD"))
 
 
 class Difference(NamedTuple):
@@ -26,15 +27,17 @@ class Difference(NamedTuple):
 class Duel:
     """Both players, kept over many programs."""
 
-    def __init__(self, redis_server: str = "redis-server", seed: int = 0) -> None:
+    def __init__(self, redis_server: str, ours: RaftdbPlayer | WirePlayer) -> None:
         self.theirs = RedisPlayer(redis_server)
-        self.ours = RaftdbPlayer(seed)
+        self.ours = ours
         self.commands = 0
+        self.in_multi = [False] * CLIENTS
 
     def play(self, program: Program) -> Difference | None:
         """The first difference, if there is one."""
         self.ours.begin(program.protocol)
         self.theirs.begin(program.protocol)
+        self.in_multi = [False] * CLIENTS
         for at, step in enumerate(program.steps):
             self.commands += 1
             one, other = self._step(step)
@@ -44,7 +47,7 @@ class Duel:
 
     def _step(self, step: Step) -> tuple[object, object]:
         """(None, None) when they agree."""
-        if self.ours.sessions[step.client].in_multi and compare.is_alone(step):
+        if self.in_multi[step.client] and compare.is_alone(step):
             step = Step(step.client, (b"PING",))
         if compare.is_scan(step):
             ours, theirs = compare.iterate(self.ours, step), compare.iterate(self.theirs, step)
@@ -52,6 +55,8 @@ class Duel:
                 return (None, None) if ours.raw == theirs.raw else (ours, theirs)
             return (None, None) if ours == theirs else (ours, theirs)
         one, other = self.ours.play(step), self.theirs.play(step)
+        if step.argv[0].upper() in MULTI_COMMANDS and len(step.argv) == 1:
+            self.in_multi[step.client] = step.argv[0].upper() == b"MULTI"
         return (None, None) if compare.same(step, one, other) else (one, other)
 
     def _contents(self, program: Program) -> Difference | None:

@@ -18,6 +18,7 @@ from raftdb.net.session import Session
 from raftdb.storage.kv import Batch, KvStore
 from raftdb.types import Entry, Kind
 from raftdb.types import Reply as Answer
+from tests.e2e.server import Raftdb
 
 from .programs import Step
 from .wire import Client, Reply, parse_reply
@@ -82,6 +83,43 @@ class RedisPlayer:
             client.close()
         self.process.kill()
         self.process.wait(10)
+        self.directory.cleanup()
+
+
+class WirePlayer:
+    """A raftdb server process, over TCP."""
+
+    def __init__(self, *flags: str) -> None:
+        self.directory = tempfile.TemporaryDirectory(prefix="differential-")
+        self.server = Raftdb(Path(self.directory.name), *flags)
+        try:
+            self.server.start()
+            self.clients = [Client(("127.0.0.1", self.server.port)) for _ in range(CLIENTS + 1)]
+        except BaseException:
+            self.close()
+            raise
+        self.admin = self.clients.pop()
+
+    def begin(self, protocol: int) -> None:
+        for client in self.clients:
+            client(b"RESET")
+            client(b"HELLO", b"%d" % protocol)
+        self.clients[0](b"FLUSHALL")
+
+    def play(self, step: Step) -> Reply:
+        if step.argv[0].upper() == b"DBSIZE":
+            self.tidy()
+        return self.clients[step.client](*step.argv)
+
+    def tidy(self) -> None:
+        """Any entry of the log removes keys that are due by its stamp."""
+        self.admin(b"DEL", b"no such key")
+
+    def finish(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        self.server.kill()
         self.directory.cleanup()
 
 
@@ -208,6 +246,11 @@ class RaftdbPlayer:
             self.batch.commit(self.index, 1, self.stamp, 0)
             self.batch = None
             self.entries_in_batch = 0
+
+    def finish(self) -> str | None:
+        """What is wrong with the log as a whole, if anything."""
+        self.commit()
+        return None if replay(self.log) == self.kv.digest else "replaying the log gives another digest"
 
     def close(self) -> None:
         self.commit()

@@ -9,7 +9,7 @@ from raftdb.commands.table import builtin_table
 from . import compare
 from .__main__ import run
 from .duel import Duel
-from .players import RedisPlayer
+from .players import RaftdbPlayer, RedisPlayer, WirePlayer
 from .programs import Generator, Program, Step
 from .wire import Reply, parse_reply
 
@@ -17,7 +17,13 @@ from .wire import Reply, parse_reply
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_random_programs_have_the_same_replies(require, seed, capsys):
-    assert run(require("redis-server"), 2_000, seed, minutes=2) == 0, capsys.readouterr().out
+    assert run(require("redis-server"), RaftdbPlayer(seed), 2_000, seed, minutes=2) == 0, capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_server_has_the_same_replies_over_tcp(require, capsys):
+    assert run(require("redis-server"), WirePlayer(), 1_000, seed=21, minutes=2) == 0, capsys.readouterr().out
 
 
 def test_a_program_depends_on_its_seed_alone():
@@ -27,8 +33,9 @@ def test_a_program_depends_on_its_seed_alone():
 
 def test_a_difference_is_found_and_shrunk(require, monkeypatch):
     """The comparison can fail: a raftdb whose APPEND forgets a byte is found out by a short program."""
-    duel = Duel(require("redis-server"))
-    append = duel.ours.table.get(b"APPEND")
+    ours = RaftdbPlayer()
+    duel = Duel(require("redis-server"), ours)
+    append = ours.table.get(b"APPEND")
     true_run = append.run
     monkeypatch.setattr(append, "run", lambda ctx, argv: true_run(ctx, [*argv[:2], argv[2][:-1]]))
     words = [b"SET a 1", b"GET a", b"APPEND a xyz", b"GET b", b"STRLEN a"]
