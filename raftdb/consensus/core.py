@@ -23,9 +23,9 @@ Where to read
 The paper's figure 2 is follower.append, candidate.vote_request, leader.advance_commit and Core._other_term. What goes
 beyond it, and why:
 
-- Pre-vote, check-quorum, stickiness (dissertation 4.2.3, 6.2, 9.6): a node that comes back deposes nobody, a leader that
-  is cut off stops, and nobody votes while a leader may be alive. Together they have a trap: a node with a higher term
-  would ignore the leader for ever while its pre-votes are refused. So appends of a lower term are answered.
+- Pre-vote, check-quorum, stickiness (dissertation 4.2.3, 6.2, 9.6): a node that comes back deposes nobody, a leader
+  that is cut off stops, and nobody votes while a leader may be alive. Together they have a trap: a node with a higher
+  term would ignore the leader for ever while its pre-votes are refused. So appends of a lower term are answered.
 - A no-op opens every term. It is what makes older entries commit (figure 8), reads safe, and membership changes safe.
 - A leader sends before its own disk has the entry and counts itself afterwards, like any other voter: by `durable`.
 - Votes, too, count when they are durable, the own one included.
