@@ -1,7 +1,7 @@
 """Counters and histograms that cost next to nothing where they are fed, and are put together when somebody asks.
 
 A counter is an attribute that one thread adds to: `loop.commands += n`. Nobody needs a lock, and nothing is added up
-before INFO or a scrape wants it; then `Registry.read()` calls the readers that the rooms have registered, each of which
+before INFO or a scrape wants it; then `Registry.read()` calls the readers that others have registered, each of which
 sums its own loops. What a reader sees may be a turn old; it is never torn, since an int is replaced as a whole.
 
 `Histogram` keeps powers of two, so that a percentile is right to a factor of two, in 64 integers, for about 0.2 us a
