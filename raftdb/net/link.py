@@ -236,6 +236,11 @@ class Link:
         silent_s = now_s - self.heard_s
         return f"nothing heard for {silent_s:.1f} s" if silent_s > config.silence_timeout_s else ""
 
+    def excuse(self, away_s: float, now_s: float) -> None:
+        """This node was away for so long: the other side is not to blame for that time."""
+        self.heard_s = min(now_s, self.heard_s + away_s)
+        self.opened_s = min(now_s, self.opened_s + away_s)
+
     def close(self, reason: str) -> None:
         """At once. Told to the owner once."""
         if self.stage is Stage.CLOSED:

@@ -57,8 +57,9 @@ LOG_AGAIN_S: Final = 60.0
 LOOK_UP_AGAIN_S: Final = 2.0
 #: A seed address that turned out to be this node is dialled again this late: addresses may move.
 MYSELF_AGAIN_S: Final = 30.0
-#: The driver was away for this long (stopped, swapped out): silence of the peers means nothing then.
-STALL_S: Final = 1.0
+#: The driver was away for more than this part of the silence time-out (stopped, swapped out, long work): that time does
+#: not count as silence of the peers, whose words may be waiting in the sockets.
+STALL_PART: Final = 1 / 4
 #: The side whose dialling is not preferred waits a little, so that two dials at once are rare.
 POLITE_S: Final = 0.2
 
@@ -268,10 +269,12 @@ class PeerNet:
     def tick(self) -> None:
         """Time-outs, pings, reconnects, results of name look-ups. Call it about every 50 ms, after the sockets."""
         now_s = clock.monotonic()
-        stalled = now_s - self._ticked_s > STALL_S
+        away_s = now_s - self._ticked_s
         self._ticked_s = now_s
+        if away_s < self.config.silence_timeout_s * STALL_PART:
+            away_s = 0.0
         for link in list(self._links):
-            self._check_link(link, now_s, stalled)
+            self._check_link(link, now_s, away_s)
         self._take_answers(now_s)
         for target in (*self._members.values(), *self._seeds.values()):
             self._dial_due(target, now_s)
@@ -615,12 +618,12 @@ class PeerNet:
         mine = self._identity.cluster_id
         return mine != "" and mine == _peer(link).cluster_id
 
-    def _check_link(self, link: Link, now_s: float, stalled: bool) -> None:
+    def _check_link(self, link: Link, now_s: float, away_s: float) -> None:
         if link.stage is Stage.CLOSED:
             self._links.discard(link)
             return
-        if stalled:
-            link.heard_s = max(link.heard_s, now_s)
+        if away_s:
+            link.excuse(away_s, now_s)
         reason = link.overdue(now_s)
         if reason:
             link.close(reason)
