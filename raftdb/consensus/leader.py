@@ -18,6 +18,7 @@ from raftdb.consensus.membership import Change, ChangeKind, ChangeRefused
 from raftdb.consensus.messages import (
     Append,
     AppendReply,
+    Envelope,
     Heartbeat,
     HeartbeatReply,
     ReadReply,
@@ -164,6 +165,7 @@ def flush(core: State) -> None:
         start_round(core)
     if core.outbound:
         core.outbound = False
+        core.made = None
         try:
             for peer in core.others:
                 replicate(core, peer)
@@ -199,33 +201,46 @@ def replicate(core: State, peer: Progress) -> None:
 
 def send_append(core: State, peer: Progress) -> bool:
     """One Append from `peer.next` on; False when nothing can be sent now."""
-    log = core.log
-    prev_index = peer.next - 1
-    if prev_index < log.first - 1 or peer.wants_snapshot:
-        offer_snapshot(core, peer)
-        return False
-    size_bytes = 0
-    entries: tuple[Entry, ...] = ()
-    if peer.next <= log.last:
-        if peer.next < log.offset:
-            if core.budget_bytes <= 0:
-                core.outbound = True
-                return False
-            entries, size_bytes = log.from_disk(peer.next, min(core.config.append_bytes_max, core.budget_bytes))
-            core.budget_bytes -= size_bytes
-        else:
-            entries, size_bytes = log.from_memory(peer.next, core.config.append_bytes_max)
-    last = prev_index + len(entries)
-    message = Append(core.term, prev_index, log.term(prev_index), log.chain(prev_index), core.commit, entries)
-    core.send_early(peer.ref, message)
+    made = core.made
+    if made is None or made[0] != peer.next or peer.wants_snapshot:
+        made = make_append(core, peer)
+        if made is None:
+            return False
+        core.made = made
+    _, message, last, size_bytes = made
+    core.early.append(Envelope(peer.ref, message))
     if peer.mode == REPLICATE:
         peer.sent(last, size_bytes, core.round, core.ticks)
     else:
         peer.probe_sent = True
         peer.probe_round = core.round
         peer.probe_tick = core.ticks
-    peer.commit_sent = max(peer.commit_sent, min(core.commit, peer.match))
+    commit = core.commit if core.commit < peer.match else peer.match
+    if commit > peer.commit_sent:
+        peer.commit_sent = commit
     return True
+
+
+def make_append(core: State, peer: Progress) -> tuple[int, Append, int, int] | None:
+    """(first index, message, last index, bytes). Members at the same place get the same message, made once."""
+    log = core.log
+    first = peer.next
+    prev_index = first - 1
+    if prev_index < log.first - 1 or peer.wants_snapshot:
+        offer_snapshot(core, peer)
+        return None
+    entries: tuple[Entry, ...] = ()
+    size_bytes = 0
+    if first >= log.offset:
+        entries, size_bytes = log.from_memory(first, core.config.append_bytes_max)
+    elif first <= log.last:
+        if core.budget_bytes <= 0:
+            core.outbound = True
+            return None
+        entries, size_bytes = log.from_disk(first, min(core.config.append_bytes_max, core.budget_bytes))
+        core.budget_bytes -= size_bytes
+    message = Append(core.term, prev_index, log.term(prev_index), log.chain(prev_index), core.commit, entries)
+    return first, message, prev_index + len(entries), size_bytes
 
 
 def append_reply(core: State, sender: NodeRef, message: AppendReply) -> str | None:
@@ -350,6 +365,7 @@ def advance_commit(core: State) -> None:
 def change_committed(core: State) -> None:
     """A leader that removed or demoted itself has done its duty; the last thing it sends is the news."""
     if not is_voter(core.membership, core.me):
+        core.made = None
         for peer in core.others:
             replicate(core, peer)
         resign(core, "no voter any more")

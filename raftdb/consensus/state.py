@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 from raftdb.consensus import membership as members
 from raftdb.consensus.chance import SplitMix64
 from raftdb.consensus.log import LogView, RaftLog
-from raftdb.consensus.messages import Envelope, Message
+from raftdb.consensus.messages import Append, Envelope, Message
 from raftdb.consensus.progress import Progress
 from raftdb.consensus.reads import Reads
 from raftdb.consensus.ready import ReadReady, Ready, RoleChange
@@ -94,6 +94,7 @@ class State:
         "lease_floor",
         "lease_new",
         "log",
+        "made",
         "me",
         "membership",
         "membership_dirty",
@@ -194,6 +195,7 @@ class State:
         self.heartbeat_elapsed = 0
         self.want_round = False
         self.outbound = False
+        self.made: tuple[int, Append, int, int] | None = None  # the last Append of this flush, for those at its place
         self.budget_bytes = config.catch_up_bytes_per_turn
         self.sizes: deque[tuple[int, int]] = deque()  # (last index, bytes) per proposed batch
         self.uncommitted_bytes = 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import defaultdict
 
+from raftdb.consensus import candidate
 from raftdb.consensus.core import CoreConfig
 from raftdb.consensus.messages import AppendReply, HeartbeatReply
 from tests.consensus.cluster import Disk, Node, commands, membership_of, ref
@@ -15,12 +18,11 @@ def leader_of(size: int) -> Node:
     node = Node("n1", Disk(membership_of(*ids)), CoreConfig())
     core = node.core
     assert core is not None
-    from raftdb.consensus import candidate
-
     candidate.elect(core, transfer=False)
     node.turn()
     for other in ids[1:]:
-        candidate.count(core, ref(other), True) if core.votes else None
+        if core.votes:
+            candidate.count(core, ref(other), True)
     node.turn()
     for other in ids[1:]:
         core.step(ref(other), AppendReply(core.term, True, core.log.last, 0, 0))
@@ -29,14 +31,13 @@ def leader_of(size: int) -> Node:
 
 
 def measure(size: int, rounds: int = 20_000) -> dict[str, float]:
-    """Microseconds per call, on the leader of `size` nodes: one entry per round, acknowledged by everybody."""
+    """Microseconds per call (median), on the leader of `size` nodes: one entry per round, acknowledged by everybody."""
     node = leader_of(size)
     core = node.core
     assert core is not None
     clock = time.perf_counter
     followers = [ref(f"n{i}") for i in range(2, size + 1)]
-    spent = {"propose": 0.0, "ready": 0.0, "persisted": 0.0, "step ack": 0.0, "ready+persisted after ack": 0.0}
-    spent["idle ready"] = spent["step heartbeat reply"] = 0.0
+    spent: dict[str, list[float]] = defaultdict(list)
     payload = commands("x" * 100)
     for _ in range(rounds):
         a = clock()
@@ -52,9 +53,9 @@ def measure(size: int, rounds: int = 20_000) -> dict[str, float]:
         e = clock()
         node.apply(released)
         ack = AppendReply(core.term, True, core.log.last, 0, 0)
-        spent["propose"] += b - a
-        spent["ready"] += c - b
-        spent["persisted"] += e - d
+        spent["propose"].append(b - a)
+        spent["ready"].append(c - b)
+        spent["persisted"].append(e - d)
         for follower in followers:
             a = clock()
             core.step(follower, ack)
@@ -63,11 +64,11 @@ def measure(size: int, rounds: int = 20_000) -> dict[str, float]:
             if ready is not None:
                 node.apply(core.persisted(ready))
             c = clock()
-            spent["step ack"] += b - a
-            spent["ready+persisted after ack"] += c - b
+            spent["step ack"].append(b - a)
+            spent["ready+persisted after ack"].append(c - b)
         a = clock()
         core.ready()
-        spent["idle ready"] += clock() - a
+        spent["idle ready"].append(clock() - a)
         core.want_round = True
         ready = core.ready()
         assert ready is not None
@@ -76,23 +77,19 @@ def measure(size: int, rounds: int = 20_000) -> dict[str, float]:
             reply = HeartbeatReply(core.term, core.round, core.log.last, 0)
             a = clock()
             core.step(follower, reply)
-            spent["step heartbeat reply"] += clock() - a
+            spent["step heartbeat reply"].append(clock() - a)
             ready = core.ready()
             if ready is not None:
                 core.persisted(ready)
         if core.log.last % 1000 == 0:
             node.disk.trim(node.disk.last)
             node.applied.clear()
-    per_follower = {"step ack", "ready+persisted after ack", "step heartbeat reply"}
-    return {
-        name: seconds * 1e6 / rounds / (len(followers) if name in per_follower else 1)
-        for name, seconds in spent.items()
-    }
+    return {name: statistics.median(seconds) * 1e6 for name, seconds in spent.items()}
 
 
 def main() -> None:
     for size in (3, 5):
-        print(f"{size} nodes, leader, microseconds per call:")
+        print(f"{size} nodes, leader, microseconds per call (median):")
         for name, us in measure(size).items():
             print(f"  {name:28} {us:6.2f}")
 
