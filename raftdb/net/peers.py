@@ -435,7 +435,8 @@ class PeerNet:
         line.due_s = now_s + (MYSELF_AGAIN_S if line.myself else wait_s * self._chance.uniform(0.5, 1.5))
         if reason and not line.myself:
             who = line.target.expected.id if line.target.expected is not None else line.target.address
-            self._trouble(line, f"{who} at {line.endpoint}", reason)
+            where = str(line.endpoint)
+            self._trouble(line, where if who == where else f"{who} at {where}", reason)
 
     def _trouble(self, where: Line | Target, name: str, reason: str) -> None:
         """One log line when the reason is another one than the last time."""
