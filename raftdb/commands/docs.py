@@ -18,6 +18,7 @@ GROUPS: Final = (
     ("server", "Server"),
     ("cluster", "Replicas"),
     ("raft", "The Raft group"),
+    ("tree", "Trees (pyraft's)"),
 )
 INTRODUCTION: Final = """\
 # Commands

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from ..errors import CommandError
-from ..storage.keys import HASH
-from ..storage.kv import Head
+from ..storage.keys import HASH, SHORT_NAME_BYTES_MAX
+from ..storage.keys import field as field_key
+from ..storage.kv import FIELDS, Head
 from ..types import OK, Pairs, Reply
 from .args import (
     INT64_MAX,
@@ -81,12 +82,16 @@ class Hash:
         if head is None:
             head = Head(HASH, 0, 0, b"", batch.new_collection())
         collection, added = head.collection, 0
-        field, put, breathe = batch.field, batch.put_field, ctx.breathe
+        get, put, breathe = batch.get, batch.put, ctx.breathe
         for name, value in pairs:
             breathe()
-            if field(collection, name) is None:
-                added += 1
-            put(collection, name, value)
+            if len(name) <= SHORT_NAME_BYTES_MAX:
+                place = field_key(collection, name)  # computed once for both
+                added += get(FIELDS, place) is None
+                put(FIELDS, place, value)
+            else:
+                added += batch.field(collection, name) is None
+                batch.put_field(collection, name, value)
         batch.put_head(ctx.db, self.name, head._replace(count=head.count + added) if added else head)
         return added
 

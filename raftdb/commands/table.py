@@ -398,7 +398,7 @@ def unknown_command(argv: list[bytes]) -> CommandError:
 
 def builtin_table() -> Table:
     """All built-in commands."""
-    from . import cluster, connection, hashes, keyspace, lists, server, strings, transactions
+    from . import cluster, connection, hashes, keyspace, lists, server, strings, transactions, tree
 
-    modules = (strings, keyspace, hashes, lists, transactions, connection, server, cluster)
+    modules = (strings, keyspace, hashes, lists, transactions, connection, server, cluster, tree)
     return Table(row for module in modules for row in module.COMMANDS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     if shutil.which(options.redis_server) is None:
         print(f"differential: skipped, {options.redis_server} is not installed")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server is left behind
     ours = WirePlayer() if options.wire else RaftdbPlayer(options.seed)
     return run(options.redis_server, ours, options.commands, options.seed, options.minutes)
 
