@@ -403,6 +403,8 @@ class PeerNet:
     def _dial_due(self, target: Target, now_s: float) -> None:
         if target.expected is not None and target.expected in self._up:
             return
+        if target.expected is None and any(member.address == target.address for member in self._members.values()):
+            return  # is dialled as a member
         if now_s >= target.due_s and now_s - target.looked_up_s >= LOOK_UP_AGAIN_S:
             self._look_up(target, now_s)
         lines = [line for line in target.lines.values() if line.link is None and not self._answered(line)]
@@ -510,7 +512,7 @@ class PeerNet:
 
     def _one_too_many(self, link: Link) -> Refusal | None:
         old = self._up.get(_peer(link).ref)
-        if old is not None and self._stays(old, link):
+        if (old is not None and self._stays(old, link)) or self._other_dial(link):
             link.superfluous = True
             return Refusal(Reason.DUPLICATE, "another connection is up")
         if old is None and len(self._up) >= self.config.connections_max:
@@ -525,6 +527,22 @@ class PeerNet:
             return True
         young = clock.monotonic() - old.up_s < self.config.handshake_timeout_s
         return self._preferred(old) and not self._preferred(new) and young
+
+    def _other_dial(self, link: Link) -> bool:
+        """Have we accepted this peer on another dial of ours (a member's and a seed's) that is not up yet?
+
+        The other side takes the newest of our dials, so there must never be two.
+        """
+        if not link.dialled:
+            return False
+        peer = _peer(link)
+        return any(
+            other is not link
+            and other.stage is Stage.JUDGING
+            and other.peer is not None
+            and (other.peer.ref, other.peer.life) == (peer.ref, peer.life)
+            for other in self._dialled
+        )
 
     def _preferred(self, link: Link) -> bool:
         return link.dialled == (self._identity.ref < _peer(link).ref)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import socket
 import time
 from types import SimpleNamespace
@@ -71,6 +72,21 @@ class TestConnecting:
             cluster.turns(5)
             assert all_connected([a, b])
             assert links_between(a, b) == links_between(b, a) == 1
+            for node in (a, b):
+                node.net.close()
+                cluster.nodes.remove(node)
+
+    def test_a_member_and_a_seed_that_are_one_node_get_one_connection(self, cluster):
+        """Two dials of one side at once: the other side takes the newer, so this side must not have accepted both."""
+        chance = random.Random(1)
+        for _ in range(20):
+            a, b = cluster.add("n1", host="0.0.0.0"), cluster.add("n2", host="0.0.0.0")
+            for node, other in ((a, b),) if chance.random() < 0.7 else ((b, a),):
+                node.net.set_members([(other.ref, other.address.replace("0.0.0.0", "127.0.0.1"))])
+                node.net.set_seeds([other.address.replace("0.0.0.0", "127.0.0.2")])
+            cluster.until(lambda a=a, b=b: all_connected([a, b]))
+            cluster.turns(5)
+            assert a.fake.losses == b.fake.losses == []
             for node in (a, b):
                 node.net.close()
                 cluster.nodes.remove(node)

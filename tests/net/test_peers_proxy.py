@@ -38,16 +38,17 @@ def cluster():
     made.close()
 
 
+def by_way_of(proxy: Proxy, node: Node, other: Node) -> str:
+    """A new address of `other` for `node`, through the proxy."""
+    host, port = other.address.split(":")
+    bound = proxy.listen(other.identity.id, (host, int(port)), source=node.identity.id)
+    return f"{bound[0]}:{bound[1]}"
+
+
 def wire_up(proxy: Proxy, *nodes: Node) -> None:
     """Every node is given addresses of the others that lead through the proxy."""
     for node in nodes:
-        members = []
-        for other in nodes:
-            if other is not node:
-                host, port = other.address.split(":")
-                by_way_of = proxy.listen(other.identity.id, (host, int(port)), source=node.identity.id)
-                members.append((other.ref, f"{by_way_of[0]}:{by_way_of[1]}"))
-        node.net.set_members(members)
+        node.net.set_members([(other.ref, by_way_of(proxy, node, other)) for other in nodes if other is not node])
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from raftdb.net.link import Stage
 from raftdb.net.wire import Forward, ForwardReply
 from raftdb.types import Entry, NodeRef
 from tests.net.peerkit import QUICK, Cluster, Node, all_connected
-from tests.net.test_peers_proxy import wire_up
+from tests.net.test_peers_proxy import by_way_of, wire_up
 from tests.proxy import Proxy
 
 NODES = 5
@@ -99,6 +99,9 @@ def test_faults_at_random(seed):
     with Proxy(seed) as proxy:
         nodes = [cluster.add(f"n{i}", config=CONFIG) for i in range(NODES)]
         wire_up(proxy, *nodes)
+        for node in nodes:  # as after a start: seeds and members are the same nodes
+            others = [other for other in nodes if other is not node]
+            node.net.set_seeds([by_way_of(proxy, node, other) for other in chance.sample(others, 2)])
         cluster.until(lambda: all_connected(nodes))
         traffic = Traffic(nodes)
         arrived = 0
