@@ -315,7 +315,7 @@ class DataDir:
         """
         if not cls.exists(path):
             raise UsageError(f"{path} holds no data")
-        data = cls(path, _lock(path))
+        data = cls(path, lock(path))
         data._map_size_bytes = map_size_bytes
         data._readers_max = readers_max
         data._kv_sync_always = kv_sync_always
@@ -551,7 +551,7 @@ def _need_writable_parent(path: Path) -> None:
         raise UsageError(f"{path} cannot be made: {parent} is not writable; choose another directory with -d")
 
 
-def _lock(path: Path) -> int:
+def lock(path: Path) -> int:
     """The directory's lock, as a descriptor. Raises UsageError when another process has it."""
     with guarded(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

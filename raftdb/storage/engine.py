@@ -265,10 +265,10 @@ class Environment:
         self._owner = threading.get_ident()
         if self._key in _open_paths:
             raise Bug(f"{path} is open in this process already")
-        if not read_only:
-            path.mkdir(mode=0o700, exist_ok=True)
         refuse_network_file_system(path)
         with guarded(path):
+            if not read_only:
+                path.mkdir(mode=0o700, exist_ok=True)
             if (path / "data.mdb").exists():
                 _mend_length(path / "data.mdb", read_only)
             self.lmdb = self._open(sync, map_size_bytes or map_bytes(path), readers_max)
@@ -278,11 +278,11 @@ class Environment:
                 self.databases = tuple(self.lmdb.open_db(name, create=not read_only) for name in databases)
                 if not copied:
                     self._check_commit()
+                if not read_only:
+                    sync_directory(path)
         except RaftdbError:
             self.close()
             raise
-        if not read_only:
-            sync_directory(path)
 
     def _open(self, sync: bool, map_size_bytes: int, readers_max: int) -> Any:
         # A reader registers in lock.mdb; where it may not write (another user's files) it reads without.
@@ -320,7 +320,10 @@ class Environment:
 
     def reader(self) -> Any:
         """A read transaction; end it with abort() within seconds."""
-        return self.lmdb.begin(buffers=False)
+        try:
+            return self.lmdb.begin(buffers=False)
+        except lmdb.Error as error:
+            raise translate(error, self.path) from error
 
     def writer(self) -> Any:
         """A write transaction of the owner thread. End it with commit() below, or abort()."""
@@ -339,7 +342,15 @@ class Environment:
             transaction.commit()
         except (lmdb.Error, OSError) as error:
             transaction.abort()
-            raise translate(error, self.path) from error
+            raise self._failed_commit(error) from error
+
+    def _failed_commit(self, error: BaseException) -> RaftdbError:
+        """A commit that could not write its meta page leaves LMDB unusable, even when the disk was only full."""
+        try:
+            self.lmdb.begin().abort()
+        except lmdb.Error:
+            return StorageError(f"{self.path}: the last page of a commit could not be written: {error}")
+        return translate(error, self.path)
 
     def sync(self) -> None:
         """Flush everything that is committed. Any thread. Raises StorageError."""
