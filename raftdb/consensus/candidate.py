@@ -12,6 +12,8 @@ is bound to nobody.
 
 from __future__ import annotations
 
+from typing import Final
+
 from raftdb.consensus import leader
 from raftdb.consensus.messages import TERM_MAX, VoteReply, VoteRequest
 from raftdb.consensus.quorum import majority
@@ -19,12 +21,27 @@ from raftdb.consensus.state import State, is_voter
 from raftdb.errors import Bug
 from raftdb.types import NodeRef, Role
 
+NEEDED_TICKS_FACTOR: Final = 4
+"""How many election timeouts a refusal of its own makes a learner campaign."""
+
 
 def may_campaign(core: State) -> bool:
     """A voter with a whole log that its state machine can follow, and fit to lead (a sole voter always is)."""
-    if core.log.holes or core.starved or not core.may_be_voter():
+    if core.log.holes or core.starved or not (core.may_be_voter() or is_needed(core)):
         return False
     return core.fit or core.is_sole_voter()
+
+
+def is_needed(core: State) -> bool:
+    """A learner that had to refuse a voter, whose log is behind its own, campaigns in that voter's place.
+
+    It may be a voter of a membership that it has not, and hold an entry that no voter who is up has; then nobody else
+    can win. It counts no vote of its own, and hands over once it leads.
+    """
+    refused = core.refused_tick
+    if refused is None or core.contact < core.config.election_ticks_min:
+        return False
+    return core.ticks - refused < NEEDED_TICKS_FACTOR * core.config.election_ticks_max and core.is_member(core.me)
 
 
 def campaign(core: State) -> None:
@@ -133,6 +150,8 @@ def _refusal(core: State, sender: NodeRef, message: VoteRequest) -> str | None:
     elif core.vote is not None and core.vote != sender:
         return "voted for another"
     if (message.last_term, message.last_index) < (core.log.last_term, core.log.last):
+        if core.role is Role.LEARNER:
+            core.refused_tick = core.ticks
         return "its log is behind"
     return None
 

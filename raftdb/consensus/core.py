@@ -473,6 +473,7 @@ class Core(State):
         if ready is not self.open:
             raise Bug("persisted() is not for the open Ready")
         self.open = None
+        self.open_ticks = 0
         if ready.persist is not None:
             self._settle(ready.persist)
         send = tuple(self.open_late)

@@ -285,12 +285,14 @@ def _install_membership(core: State, meta: SnapshotMeta, keep: bool) -> None:
         if core.previous is None or core.previous.index < meta.membership.index:
             core.previous = meta.membership
     else:
-        if meta.membership != core.membership:
-            core.previous = core.membership
+        committed = core.previous if core.change_open else core.membership
+        core.previous = meta.membership if committed is None else committed
         core.membership = meta.membership
         core.change_open = False
         core.retire()
     core.membership_dirty = True
+    if core.role is Role.CANDIDATE:
+        core.become_follower(core.term, None)
     core.set_role(core.resting_role())
 
 

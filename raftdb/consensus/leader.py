@@ -165,12 +165,16 @@ def flush(core: State) -> None:
         start_round(core)
     if core.outbound:
         core.outbound = False
-        core.made = None
-        try:
-            for peer in core.others:
-                replicate(core, peer)
-        except EntryDamaged as damage:
-            quarantine(core, damage.index)
+        replicate_to_all(core)
+
+
+def replicate_to_all(core: State) -> None:
+    core.made = None
+    try:
+        for peer in core.others:
+            replicate(core, peer)
+    except EntryDamaged as damage:
+        quarantine(core, damage.index)
 
 
 def quarantine(core: State, index: int) -> None:
@@ -365,10 +369,9 @@ def advance_commit(core: State) -> None:
 def change_committed(core: State) -> None:
     """A leader that removed or demoted itself has done its duty; the last thing it sends is the news."""
     if not is_voter(core.membership, core.me):
-        core.made = None
-        for peer in core.others:
-            replicate(core, peer)
-        resign(core, "no voter any more")
+        replicate_to_all(core)
+        if core.role is Role.LEADER:
+            resign(core, "no voter any more")
 
 
 # --- rounds, reads, leases ------------------------------------------------------------------------------------------
@@ -505,10 +508,17 @@ def _heartbeat_tick(core: State) -> None:
             offer_snapshot(core, peer)
     if any(peer.leaving for peer in core.others):
         drop_leaving(core)
-    if not core.fit and core.transferring is None and core.ticks >= core.hand_over_tick and not core.is_sole_voter():
+    if core.transferring is None and core.ticks >= core.hand_over_tick and should_hand_over(core):
         _hand_over_if_possible(core)
     if core.config.promote_learners:
         _promote_learner(core)
+
+
+def should_hand_over(core: State) -> bool:
+    """A leader that is unfit, or that no membership lists as a voter (a learner that had to win; see candidate.py)."""
+    if not core.own.voter and not core.change_open and core.commit >= core.noop_index:
+        return True
+    return not core.fit and not core.is_sole_voter()
 
 
 def has_quorum(core: State) -> bool:

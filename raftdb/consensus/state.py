@@ -109,6 +109,7 @@ class State:
         "pre",
         "previous",
         "reads",
+        "refused_tick",
         "released_commit",
         "retired",
         "role",
@@ -181,6 +182,7 @@ class State:
         self.age_ms: int | None = None
         # Follower and candidate.
         self.leader: NodeRef | None = None
+        self.refused_tick: int | None = None  # learner: when it refused a voter whose log is behind
         self.votes: dict[NodeRef, bool] = {}
         self.pre = False
         self.fetching: SnapshotMeta | None = None
@@ -284,6 +286,7 @@ class State:
             self.votes = {}
         if self.leader != leader:
             self.leader = leader
+            self.refused_tick = None
             self.reads.restart()
             self.fetching = None
         if self.role is Role.LEADER or self.role is Role.CANDIDATE or leader is not None:
