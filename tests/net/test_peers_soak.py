@@ -18,7 +18,7 @@ from tests.net.test_peers_proxy import by_way_of, wire_up
 from tests.proxy import Proxy
 
 NODES = 5
-ROUNDS = 80
+ROUNDS = 40
 CONFIG = QUICK._replace(
     silence_timeout_s=0.6, handshake_timeout_s=0.6, connect_timeout_s=0.6, outbox_bytes_max=2 << 20, backoff_max_s=0.2
 )

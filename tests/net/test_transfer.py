@@ -257,6 +257,7 @@ class TestFaults:
         rig = Rig(tmp_path, 3 * CHUNK_BYTES_MAX)
         rig.fetcher.start(rig.meta, LEADER)
         rig.fetcher.start(rig.meta, OTHER)
+        rig.fetcher.tick()  # asks the new one for the same pieces
         rig.fetcher.on_reply(LEADER, ChunkReply(rig.meta.name, rig.meta.digest, 0, bytes(CHUNK_BYTES_MAX), ""))
         assert rig.fetcher.progress()[0] == 0
         assert rig.fetcher.ignored == 1
@@ -474,6 +475,15 @@ class TestSource:
         rig.source.on_request(ME, request_)
         assert rig.replies[0].data == b""
         assert rig.replies[0].error
+
+    def test_names_are_checked_even_if_somebody_registers_a_hostile_one(self, tmp_path):
+        rig = Rig(tmp_path, 1000)
+        (tmp_path / "secret").write_bytes(bytes(1000))
+        name = "../secret"
+        rig.known[name] = rig.meta._replace(name=name)
+        rig.source.on_request(ME, ChunkRequest(name, rig.meta.digest, 0, 1000))
+        assert rig.replies[0].data == b""
+        assert "not a snapshot name" in rig.replies[0].error
 
     @pytest.mark.parametrize(
         ("offset", "length"), [(1000, 1), (2**61, 1), (0, 0), (0, CHUNK_BYTES_MAX + 1), (0, 2**61)]
