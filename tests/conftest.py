@@ -1,7 +1,7 @@
 """What all tests share: the hypothesis profiles, and `require` for programs that a machine may lack.
 
 `make test` needs nothing but Python: a test that wants redis-server, node or strace says so with `require` and is
-skipped with its reason. Where RAFTDB_TESTS_REQUIRE lists programs ("redis-server,strace,node"), they are promised to be
+skipped with its reason. Where TESTS_REQUIRE lists programs ("redis-server,strace,node"), they are promised to be
 there, and a test that misses one fails: .ci/run installs them and promises them, so that nothing is skipped in silence.
 """
 
@@ -13,18 +13,18 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, settings
 
-PROMISED = frozenset(filter(None, os.environ.get("RAFTDB_TESTS_REQUIRE", "").split(",")))
+PROMISED = frozenset(filter(None, os.environ.get("TESTS_REQUIRE", "").split(",")))
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("campaign", parent=settings.get_profile("suite"), max_examples=5_000)
-settings.load_profile(os.environ.get("RAFTDB_HYPOTHESIS_PROFILE", "suite"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 def require_program(name: str) -> str:
-    """The path of a program; skips the test when it is absent, fails it when RAFTDB_TESTS_REQUIRE promised it."""
+    """The path of a program; skips the test when it is absent, fails it when TESTS_REQUIRE promised it."""
     path = shutil.which(name)
     if path is None and name in PROMISED:
-        pytest.fail(f"{name} was promised by RAFTDB_TESTS_REQUIRE and is not installed")
+        pytest.fail(f"{name} was promised by TESTS_REQUIRE and is not installed")
     if path is None:
         pytest.skip(f"{name} is not installed")
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ DIRECTORY = click.option(
 REPETITIONS = click.option("--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Turns.")
 SECONDS = click.option("--seconds", type=float, default=2.0, show_default=True, help="Length of one measurement.")
 OUT = click.option("--out", type=click.Path(path_type=Path), help="Write report.md, report.json and plots here.")
+ONLY = click.option("--only", multiple=True, metavar="TEXT", help="Only cells whose name has this text: 'SET 50'.")
 VARIANT = click.option(
     "--variant", "variants", multiple=True, metavar="NAME=FLAGS",
     help="Another raftdb with these flags of `raftdb serve`, as in --variant 'io2=--io-threads 2'.",
@@ -43,7 +45,7 @@ def cli() -> None:
 @click.option("--mixed-keys", type=int, default=mixed.KEYS, show_default=True, help="Keys under the mixed load.")
 @click.option("--mixed-seconds", type=float, default=6.0, show_default=True, help="Length of its calm half.")
 @click.option("--no-mixed", is_flag=True, help="Only the cells.")
-@click.option("--only", multiple=True, metavar="TEXT", help="Only cells whose name has this text: 'SET 50'.")
+@ONLY
 def single(
     directory: Path,
     repetitions: int,
@@ -57,7 +59,7 @@ def single(
 ) -> None:
     """One node beside redis-server with appendfsync always: SET, GET, the mixed load."""
     systems: list[System] = [Redis(), Raftdb(1), *(variant(text) for text in variants)]
-    cells = [cell for cell in plan.CELLS if not only or any(text in str(cell) for text in only)]
+    cells = chosen_cells(plan.CELLS, only)
 
     def disturb(system: System) -> mixed.Mixed:
         assert isinstance(system, RespSystem)
@@ -74,6 +76,7 @@ def single(
 @OUT
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with further systems; see tools/bench.toml.")
 @click.option("--without", multiple=True, metavar="NAME", help="Leave this system out.")
+@ONLY
 @click.option("--no-growth", is_flag=True, help="Without the cells of many keys and of large values.")
 @click.option("--no-mixed", is_flag=True, help="Without the mixed load.")
 def everything(
@@ -83,6 +86,7 @@ def everything(
     out: Path | None,
     config: Path | None,
     without: tuple[str, ...],
+    only: tuple[str, ...],
     no_growth: bool,
     no_mixed: bool,
 ) -> None:
@@ -102,8 +106,12 @@ def everything(
     chosen = [system for system in systems if system.name not in without]
     cells = [cell for cell in plan.CELLS if cell.clients * cell.pipeline <= 1_000]
     cells += [] if no_growth else plan.GROWTH
-
+    cells = chosen_cells(cells, only)
     measure(chosen, cells, directory, repetitions, seconds, out, None if no_mixed else disturb_one, "All systems")
+
+
+def chosen_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    return [cell for cell in cells if not only or any(text in str(cell) for text in only)]
 
 
 def disturb_one(system: System) -> mixed.Mixed | None:

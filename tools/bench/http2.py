@@ -25,7 +25,7 @@ from .processes import Failed
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
-RUN_TIMEOUT_S: Final = 300.0
+RUN_TIMEOUT_S: Final = 60.0
 _HEADER = struct.Struct(">HBBBI")  # length as 2 + 1 bytes, type, flags, stream
 
 

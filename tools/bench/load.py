@@ -15,7 +15,7 @@ from .processes import Failed
 
 VALUE_BYTES: Final = 100
 KEYS: Final = 100_000
-RUN_TIMEOUT_S: Final = 300.0
+RUN_TIMEOUT_S: Final = 60.0
 PILOT_S: Final = 0.3
 PILOT_REQUESTS: Final = 2_000
 
