@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from ..errors import CommandError
+from ..errors import Bug, CommandError
 from ..storage.keys import HASH, SHORT_NAME_BYTES_MAX
 from ..storage.keys import field as field_key
 from ..storage.kv import FIELDS, Head
@@ -27,7 +27,7 @@ from .args import (
     integer,
 )
 from .context import Context
-from .keyspace import HASH_SPAN, SCAN_COUNT, Cursor, scan_count, scan_match, scan_options
+from .keyspace import HASH_SPAN, SCAN_COUNT, Cursor, draw, scan_count, scan_match, scan_options
 from .strings import OVERFLOW, add_decimals, decimal_of
 from .table import FAST, MAY_SHRINK, READ, WRITE, Command, command
 
@@ -379,12 +379,11 @@ def hscan(ctx: Context, key: Hash, start: int, words: list[bytes]) -> Reply:
 
 
 def _seek(key: Hash) -> tuple[bytes, bytes]:
-    """The first field from a random hash on. The hash is not empty."""
-    start = key.ctx.random.below(HASH_SPAN)
-    for place in (start, 0):
-        for _, name, value in key.items(place):
-            return name, value
-    raise CommandError("ERR no such field")
+    """One field. The hash is not empty."""
+    row = draw(key.ctx.random, key.items, len(key))
+    if row is None:
+        raise Bug(f"hash {key.name!r} has no fields")
+    return row[1], row[2]
 
 
 def _choose(key: Hash, count: int) -> list[tuple[bytes, bytes]]:

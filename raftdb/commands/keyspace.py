@@ -7,8 +7,9 @@ node and across a change of leader. Keys of equal hash are returned together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from typing import Any, Final, TypeVar
 
 from ..errors import CommandError
 from ..storage.keys import DATABASES, HASH, LIST, SET, STRING, ZSET
@@ -32,11 +33,12 @@ from .args import (
     Word,
     integer,
 )
-from .context import TYPE_NAMES, Context
+from .context import TYPE_NAMES, Context, Random
 from .glob import Match, literal, matcher
 from .table import DANGEROUS, FAST, KEYSPACE, MAY_SHRINK, READ, WRITE, Command, command
 
 HASH_SPAN: Final = 1 << 48
+DRAWN_AMONG: Final = 32
 SCAN_COUNT: Final = 10
 SCAN_COUNT_MAX: Final = 100_000  # records per call; a greater COUNT is cut, which SCAN's contract allows
 BAD_CURSOR: Final = "ERR invalid cursor"
@@ -46,6 +48,7 @@ PACKED_ENTRIES_MAX: Final = 128
 PACKED_BYTES_MAX: Final = 64
 EMBEDDED_BYTES_MAX: Final = 44
 
+Row = TypeVar("Row")
 TYPE_CODES: Final = {name.encode(): code for code, name in TYPE_NAMES.items()}
 GENERIC: Final = KEYSPACE
 
@@ -199,14 +202,23 @@ def scan(ctx: Context, start: int, options: dict[str, Any]) -> Reply:
     return [b"0", found]
 
 
+def draw(random: Random, rows_from: Callable[[int], Iterator[Row]], size: int) -> Row | None:
+    """One of about `size` rows in hash order, wherever they begin: a seek to a random hash, and then a random step.
+
+    Without the step a row would be drawn as often as the gap before it is wide. With it, the gaps before DRAWN_AMONG
+    rows are averaged; that many rows or fewer are drawn evenly.
+    """
+    if not size:
+        return None
+    steps, start = random.below(min(size, DRAWN_AMONG)), random.below(HASH_SPAN)
+    rows = list(islice(chain(rows_from(start), rows_from(0)), steps + 1))
+    return rows[-1] if rows else None
+
+
 @command("RANDOMKEY", flags=READ | GENERIC, summary="A key drawn at random", complexity="O(log N)")
 def randomkey(ctx: Context) -> Reply:
-    """The first living key from a random hash on."""
-    start = ctx.random.below(HASH_SPAN)
-    for place in (start, 0):
-        for _hash, name, _head in ctx.living(place):
-            return name
-    return None
+    row = draw(ctx.random, ctx.living, ctx.txn.count(ctx.db))
+    return None if row is None else row[1]
 
 
 @command(
