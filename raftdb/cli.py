@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -191,3 +192,39 @@ def status(address: str, password: str, as_json: bool, watching: bool, every: fl
 
         Console(width=None if sys.stdout.isatty() else 160).print(cluster.table(found))
     sys.exit(0 if found.leader_id else EXIT_NO_LEADER)
+
+
+# --- recover --------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("-d", "--data-dir", required=True, metavar="DIR", help="Data directory of the survivor (not running).")
+@click.option("--force-members", is_flag=True, help="Say that it is meant: this node alone becomes the cluster.")
+def recover(data_dir: str, force_members: bool) -> None:
+    """Go on with one node when the majority of its cluster is gone for good.
+
+    The node becomes a new cluster of one with the data that it has. What the others had acknowledged and this node had
+    not received is lost. The former members must not come back with their data: empty their directories and let them
+    join (-e). Choose the survivor with the highest last term, then the highest last index (raftdb-dump summary DIR).
+    """
+    from raftdb.node.recovering import recover as make_sole
+
+    if not force_members:
+        _fail(
+            "recover may lose writes that only the lost members had: if a majority can still be started, start it "
+            "instead; if not, say --force-members",
+            EXIT_USAGE,
+        )
+    try:
+        found = make_sole(Path(data_dir))
+    except UsageError as error:
+        _fail(str(error), EXIT_USAGE)
+    except (RaftdbError, OSError) as error:
+        _fail(str(error), EXIT_STOPPED)
+    others = ", ".join(node for node in found.former_members if node != found.identity.node_id) or "none"
+    print(f"node {found.identity.node_id} is a cluster of one now: {found.identity.cluster_id}")
+    print(f"log: last entry {found.last_index} of term {found.last_term}; former other members: {others}")
+    print(
+        "WARNING: this may lose what the others had acknowledged beyond that. Start this node without -e; empty the "
+        "directories of the others before they join it with -e."
+    )

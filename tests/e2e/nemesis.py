@@ -274,7 +274,10 @@ def wait_until_member(cluster: LocalCluster, node: NodeProcess, seconds: float =
         if not node.alive:
             raise AssertionError(f"node {node.id} ended:\n{node.log[-2000:]}")
         info = node.info()
-        return info is not None and info.get("raft_role") in ("follower", "leader", "candidate")
+        if info is None or not info.get("raft_cluster_id"):
+            return False
+        rows = [row for name, row in info.items() if name.startswith("raft_peer") and isinstance(row, dict)]
+        return any(row.get("id") == node.id and row.get("voter") in ("yes", "True", True) for row in rows)
 
     wait_for(f"node {node.id} to be a voter again", probe, seconds)
     assert cluster.wait_leader(seconds)
