@@ -51,6 +51,8 @@ log = logging.getLogger("raftdb.dispatch")
 
 RECORDS_ON_LOOP_MAX: Final = 1_000  # a read that touches more goes to a worker
 RUN_COMMANDS_MAX: Final = 1_024  # of one connection in one turn: the others wait meanwhile
+READS_IN_TICKET_MAX: Final = 64  # reads that ride along with writes: their replies are all in memory at once
+REPLY_BYTES_MAX: Final = 1024 * 1024  # of one run at a time
 COMMAND_OVERHEAD_BYTES: Final = 16
 DATA: Final = READ | WRITE
 #: Not a mistake in one command: the node must stop.
@@ -64,18 +66,32 @@ TOO_LARGE: Final = CommandError("ERR the transaction is too large; EXEC will fai
 class Run:
     """Reads of one connection that are answered together."""
 
-    __slots__ = ("conn", "protocol", "requests", "since_s")
+    __slots__ = ("at", "conn", "protocol", "requests", "since_s")
 
     def __init__(self, conn: Connection, protocol: int, requests: list[Any], since_s: float) -> None:
+        self.at = 0  # requests before this one are answered
         self.conn = conn
         self.protocol = protocol  # 0: the client wants no answers
         self.requests = requests
         self.since_s = since_s
 
-    def execute(self, machine: Machine, ctx: Context) -> list[Any]:
-        """A reply per request. Raises StampBehind."""
-        read = machine.read_in
-        return [read(ctx, request) for request in self.requests]
+    def execute(self, machine: Machine, ctx: Context) -> bool:
+        """Answer in order, up to REPLY_BYTES_MAX at a time; False: not all are answered yet. Raises StampBehind."""
+        read, requests, protocol = machine.read_in, self.requests, self.protocol
+        parts: list[bytes] = []
+        size_bytes = 0
+        start = at = self.at
+        try:
+            while at < len(requests) and size_bytes < REPLY_BYTES_MAX:
+                part = encode(read(ctx, requests[at]), protocol) if protocol else b""
+                parts.append(part)
+                size_bytes += len(part)
+                at += 1
+        finally:
+            self.at = at
+            if at > start:
+                self.conn.send(b"".join(parts), at - start)
+        return at == len(requests)
 
     def is_long(self, machine: Machine, view: View) -> bool:
         """Does this belong on a worker? Head records tell."""
@@ -86,12 +102,14 @@ class Run:
         return False
 
     def answer(self, replies: Sequence[Any]) -> None:
-        """Any thread that was lent the connection."""
+        """The rest at once. Any thread that was lent the connection."""
+        self.at = len(self.requests)
         data = encode_many(replies, self.protocol) if self.protocol else b""
         self.conn.send(data, len(replies))
 
     def fail(self, error: CommandError) -> None:
-        self.answer([error] * len(self.requests))
+        """The same error for each request that is not answered yet."""
+        self.answer([error] * (len(self.requests) - self.at))
 
 
 class WatchRun(Run):
@@ -99,13 +117,14 @@ class WatchRun(Run):
 
     __slots__ = ()
 
-    def execute(self, machine: Machine, ctx: Context) -> list[Any]:
+    def execute(self, machine: Machine, ctx: Context) -> bool:
         request = self.requests[0]
         keys = request.argv[1:]
         versions = machine.watch(ctx.txn, request.db, keys, ctx.clock_ms)
         for key, version in zip(keys, versions, strict=True):
             self.conn.session.watch(request.db, key, version)
-        return [OK]
+        self.answer([OK])
+        return True
 
     def is_long(self, machine: Machine, view: View) -> bool:
         return False
@@ -122,8 +141,9 @@ class ExecRun(Run):
         super().__init__(conn, protocol, [transaction], since_s)
         self.finish = finish
 
-    def execute(self, machine: Machine, ctx: Context) -> list[Any]:
-        return [machine.read(ctx.txn, self.requests[0], ctx.clock_ms, ctx.breathe)]
+    def execute(self, machine: Machine, ctx: Context) -> bool:
+        self.answer([machine.read(ctx.txn, self.requests[0], ctx.clock_ms, ctx.breathe)])
+        return True
 
     def is_long(self, machine: Machine, view: View) -> bool:
         requests = self.requests[0].requests
@@ -159,11 +179,12 @@ class ExecTicket(Ticket):
 class Gather:
     """What one loop has taken in the current turn."""
 
-    __slots__ = ("commands", "runs", "tickets")
+    __slots__ = ("commands", "runs", "stalled", "tickets")
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
         self.runs: list[Run] = []
+        self.stalled: list[Run] = []  # answered in part: go on when the client has read
         self.commands = 0  # since the start of the process
 
 
@@ -211,7 +232,7 @@ class Dispatch:
         """Takes as many commands as make one run, or the special ones in front one by one."""
         session = conn.session
         taken = 0
-        while taken < len(argvs):
+        while taken < len(argvs) and not conn.congested:
             if self._paused_until_s and self._is_paused(conn, argvs[taken]):
                 break
             if session.authenticated and not session.in_multi and self.not_ready is None and session.reply_mode == "on":
@@ -232,9 +253,21 @@ class Dispatch:
         if gather.tickets:
             tickets, gather.tickets = gather.tickets, []
             self.driver.submit(tickets)
+        if gather.stalled:
+            self._go_on(gather)
         if gather.runs:
             runs, gather.runs = gather.runs, []
             self.driver.reads.take(loop, runs)
+
+    @staticmethod
+    def _go_on(gather: Gather) -> None:
+        """Runs whose client has read what it got are served further; those of clients that left are dropped."""
+        stalled, gather.stalled = gather.stalled, []
+        for run in stalled:
+            if run.conn.congested and not run.conn.closed:
+                gather.stalled.append(run)
+            elif not run.conn.closed:
+                gather.runs.append(run)
 
     def commands(self) -> int:
         """Commands taken since the start of the process. Any thread."""
@@ -246,7 +279,7 @@ class Dispatch:
         """The longest run of data commands from `start` on; how many it holds (0: a special one is first)."""
         rows, db = self._rows, conn.session.db
         requests: list[Request] = []
-        union = 0
+        union = riding = 0
         for argv in argvs[start : start + RUN_COMMANDS_MAX] if start or len(argvs) > RUN_COMMANDS_MAX else argvs:
             row = rows.get(argv[0]) or self._row(argv[0])
             if row is None or not row.flags & DATA or not row.words_min <= len(argv) <= row.words_max:
@@ -257,6 +290,10 @@ class Dispatch:
                 union |= SLOW
             elif union & SLOW and row.flags & WRITE:
                 break
+            elif union & WRITE and row.flags & READ:
+                riding += 1
+                if riding > READS_IN_TICKET_MAX:
+                    break
             union |= row.flags
             requests.append(Request(db, argv, row))
         if requests:
@@ -438,7 +475,8 @@ class Dispatch:
             self._serve_on_worker(run)
             return
         try:
-            replies = run.execute(self.machine, ctx)
+            if not run.execute(self.machine, ctx):
+                run.conn.context.stalled.append(run)
         except StampBehind as behind:
             self.driver.reads.await_stamp(run, behind.due_ms)
             return
@@ -447,8 +485,6 @@ class Dispatch:
         except Exception:  # as for local commands
             log.exception("bug in a read")
             run.fail(INTERNAL)
-            return
-        run.answer(replies)
 
     def _serve_on_worker(self, run: Run) -> None:
         """The whole run on a worker: a view that is opened later is only fresher."""
@@ -458,11 +494,12 @@ class Dispatch:
             try:
                 with self.machine.kv.view() as view:  # type: ignore[union-attr]
                     clock_ms = self.driver.clock_for_reads()
-                    replies = run.execute(self.machine, self.machine.context(view, 0, clock_ms, clock.Breather()))
+                    done = run.execute(self.machine, self.machine.context(view, 0, clock_ms, clock.Breather()))
             except StampBehind as behind:
                 self.driver.reads.await_stamp(run, behind.due_ms)
                 return
-            run.answer(replies)
+            if not done:
+                run.conn.loop.post(lambda: run.conn.context.stalled.append(run))
             self._note_slow(started_s, run)
 
         if not self.pool.submit(work):

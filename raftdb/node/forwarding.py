@@ -128,11 +128,16 @@ class Forwarding:
             tickets: list[Ticket] = []
             size_bytes = 0
             while waiting and size_bytes < FORWARD_BYTES_MAX and len(tickets) < TICKETS_MAX:
-                size_bytes += waiting[0].size_bytes
-                tickets.append(waiting.popleft())
-            if not self._send(leader, core.term, tickets):
+                ticket = waiting.popleft()
+                size_bytes += ticket.size_bytes
+                if ticket.conn is None:
+                    ticket.fail(OVERWRITTEN)  # from another node, when this one led: one hop only, it asks elsewhere
+                else:
+                    tickets.append(ticket)
+            if tickets and not self._send(leader, core.term, tickets):
                 waiting.extendleft(reversed(tickets))
-                break
+                size_bytes -= sum(ticket.size_bytes for ticket in tickets)
+                return sent_bytes + size_bytes
             sent_bytes += size_bytes
         return sent_bytes
 

@@ -20,7 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
+import hiredis
+
 from raftdb import __version__, clock
+from raftdb.commands.context import Context
 from raftdb.commands.machine import Machine, Request
 from raftdb.commands.table import LOCAL, WRITE, Command, Table, builtin_table
 from raftdb.config import SETTINGS, Config
@@ -29,7 +32,7 @@ from raftdb.consensus.ready import RoleChange
 from raftdb.errors import Bug, CommandError, RaftdbError, Unexecuted, UsageError
 from raftdb.net import resp
 from raftdb.net.server import Server, ServerLimits, WorkerPool, raise_descriptor_limit
-from raftdb.net.session import Session
+from raftdb.net.session import LINEARIZABLE, Session
 from raftdb.net.wire import Identity
 from raftdb.node import describe, starting
 from raftdb.node.dispatch import Dispatch, Run
@@ -53,6 +56,7 @@ log = logging.getLogger("raftdb.node")
 
 T = TypeVar("T")
 
+STOP_POLL_S: Final = 0.05
 STOP_DRAIN_S: Final = 5.0  # for commands that are under way when the node stops
 STOP_HAND_OVER_S: Final = 2.0  # for another member to take the lead
 CALLBACK_WAIT_S: Final = 2.0
@@ -172,20 +176,20 @@ class Node:
         self.housekeeper = Housekeeper([data.path], config.min_free_bytes, lambda: self.data.kv.sync(), self._fail)
         starts = data.log.start()
         self.core = self._new_core(starts)
-        self.driver = Driver(
+        driver = Driver(
             config, data, self.core, self.machine, self.server, self.dispatch, self.housekeeper, self._role_changed
         )
-        self.driver.reads = Reads(self.driver, self.dispatch)
-        self.driver.peers = self.peering
-        self.dispatch.driver = self.driver
-        self.snapshotter = Snapshotter(config, data, self.driver.call, self._snapshot_made, self._fail)
-        self.driver.snapshotter = self.snapshotter
-        self.driver.installer = Installer(data, self.driver.call, self.driver.switched, self._fail)
-        self._calls = DriverCalls(self.driver.call, self.driver.stopped, config.request_timeout_ms / 1000)
-        self.watchdog = Watchdog(self.driver, config.request_timeout_ms / 1000)
+        driver.reads = Reads(driver, self.dispatch)
+        driver.peers = self.peering
+        driver.snapshotter = self.snapshotter = Snapshotter(config, data, driver.call, self._snapshot_made, self._fail)
+        driver.installer = Installer(data, driver.call, driver.switched, self._fail)
+        self.dispatch.driver = driver
+        self._calls = DriverCalls(driver.call, driver.stopped, config.request_timeout_ms / 1000)
+        self.watchdog = Watchdog(driver, config.request_timeout_ms / 1000)
         self.members = Members(self)
         self._session = Session(0, "embedded", "embedded", consistency=config.reads)
-        self.peering.attach(self.driver, self._identity(starts))
+        self.peering.attach(driver, self._identity(starts))
+        self.driver = driver  # last: from now on stop() ends it
         self._start_helpers()
 
     def _start_helpers(self) -> None:
@@ -283,10 +287,9 @@ class Node:
 
     def _stop(self) -> None:
         self.serving = False
-        if self.former is not None:
-            self.former.stopping = True
         if self.port is not None:
             self.port.stop()
+        self._stop_forming()
         if self.driver is not None:
             self._stop_driver()
         if self._forming_thread is not None:
@@ -297,6 +300,14 @@ class Node:
         self.pool.stop()
         if self.data is not None:
             self._stop_helpers(self.data)
+
+    def _stop_forming(self) -> None:
+        """End the search for others; it may just have become a driver, which is then stopped as one."""
+        thread = self._forming_thread
+        while thread is not None and thread.is_alive() and self.driver is None:
+            if self.former is not None:
+                self.former.stopping = True
+            thread.join(STOP_POLL_S)
 
     def _stop_driver(self) -> None:
         assert self.driver is not None
@@ -379,7 +390,7 @@ class Node:
     def barrier(self) -> int:
         """Wait until everything that was committed when this was called is applied here; the index."""
         call = Call(self, [Request(0, [b"DBSIZE"], self.table.get(b"DBSIZE"))])
-        call.consistency = "linearizable"
+        call.session = Session(0, "embedded", "embedded", consistency=LINEARIZABLE)
         self.driver.reads.take(self.server.loop, [call.run()])
         call.result(self.config.request_timeout_ms / 1000)
         return self.driver.applied
@@ -428,7 +439,6 @@ class Call:
         self.session = node._session
         self.loop = node.server.loop
         self.requests = requests
-        self.consistency = ""
         self._done = threading.Event()
         self._replies: Sequence[Any] = ()
 
@@ -461,6 +471,13 @@ class _CallTicket(Ticket):
             self.call.session.written_index = index
             self.call.finish(list(replies))
 
+    def answer_encoded(self, data: bytes, index: int) -> None:
+        """From the leader, in RESP3."""
+        reader = hiredis.Reader()
+        reader.feed(data)
+        replies = [reader.gets() for _ in self.items]
+        self.answer([CommandError(str(r)) if isinstance(r, hiredis.ReplyError) else r for r in replies], index)
+
     def fail(self, error: CommandError) -> None:
         if self.claim():
             self.call.finish([error] * len(self.items))
@@ -472,6 +489,10 @@ class _CallRun(Run):
     def __init__(self, call: Call, requests: list[Any]) -> None:
         super().__init__(call, 3, requests, clock.monotonic())  # type: ignore[arg-type]
         self.call = call
+
+    def execute(self, machine: Machine, ctx: Context) -> bool:
+        self.answer([machine.read_in(ctx, request) for request in self.requests])
+        return True
 
     def answer(self, replies: Sequence[Any]) -> None:
         self.call.finish(list(replies))
