@@ -211,7 +211,7 @@ class Link:
         """Say why, then close; what was queued is dropped."""
         self._lanes[0].clear()
         self._pieces.clear()
-        self.queue(Refuse(refusal.reason, refusal.text[:400]))
+        self.queue(Refuse(refusal.reason, refusal.text))
         self._finish(f"refused: {refusal.text}")
 
     def say_identity(self) -> None:

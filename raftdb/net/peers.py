@@ -150,7 +150,10 @@ class PeerNet:
         dial_from: str = "",
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """`key`: handshake.cluster_key(secret). `dial_from`: numeric address that outgoing connections are bound to."""
+        """`key`: handshake.cluster_key(secret). `dial_from`: numeric address that outgoing connections are bound to.
+
+        Raises PeerError for an identity that cannot be told to others (the id is too long, say).
+        """
         self.poller = poller
         self.handler = handler
         self.config = config
@@ -173,6 +176,8 @@ class PeerNet:
         self._refused: dict[str, Refusal] = {}  # by node id: what we were told last
         self._logged: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._ticked_s = clock.monotonic()
+        self._handshake(Side.DIALER)
+        self.codec.dump(identity)
 
     # --- what the node asks for ---
 

@@ -6,7 +6,7 @@ order, nested NamedTuples and `tuple[X, ...]` are arrays again. No maps, no ext 
     annotation       on the wire                            accepted
     int              int                                    0 <= n < 2**64; terms, indexes, times (by name): < 2**62
     bool, None       bool, nil                              as they are (a bool is no int)
-    str              str                                    UTF-8, at most 512 bytes
+    str              str                                    UTF-8, at most STR_BYTES_MAX bytes
     bytes            bin                                    up to the limit of the message
     X | None         X or nil
     NamedTuple       array                                  exactly its fields
@@ -38,7 +38,7 @@ import msgpack
 from raftdb.errors import PeerError
 
 ARRAY_ITEMS_MAX: Final = 2_048  # an Append holds at most 1,024 entries
-STR_BYTES_MAX: Final = 512
+STR_BYTES_MAX: Final = 2_048
 OBJECTS_MAX: Final = 10 * ARRAY_ITEMS_MAX
 #: Below this size the items need not be counted: 50 times as much is still little.
 UNCOUNTED_BYTES_MAX: Final = 64 * 1024

@@ -48,6 +48,7 @@ FRAGMENT_BYTES: Final = 64 * 1024
 #: An entry (64 MiB) and what stands around it.
 MESSAGE_BYTES_MAX: Final = 65 * 1024 * 1024
 CHUNK_BYTES_MAX: Final = 256 * 1024
+WORDS_BYTES_MAX: Final = 1_024
 
 HEADER: Final = Struct(">IBBQ")
 MAC_BYTES: Final = 16
@@ -238,6 +239,7 @@ class Row(NamedTuple):
     urgent: bool  # overtakes long messages on the way
     members_only: bool  # taken only from, and sent only to, a peer of the own cluster
     consensus: bool  # for the core
+    words: str  # the field with words for people, which is cut to WORDS_BYTES_MAX; "" = none
 
 
 KIB: Final = 1024
@@ -270,6 +272,10 @@ _BULK: Final = {messages.Append: MESSAGE_BYTES_MAX, messages.SnapshotOffer: 256 
 _ORDERED: Final = (messages.TimeoutNow,)
 
 
+def _words(cls: Any) -> str:
+    return next((name for name in ("text", "error") if name in cls._fields), "")
+
+
 def _checked(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """With consensus' own gateway behind it, for messages with more rules than types and ranges."""
     return lambda raw: messages.check(decode(raw))
@@ -278,11 +284,11 @@ def _checked(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _consensus_row(place: int, cls: Any) -> Row:
     decode = _checked(decoder(cls)) if cls is messages.SnapshotOffer else decoder(cls)
     urgent = cls not in _BULK and cls not in _ORDERED
-    return Row(CONSENSUS_CODE + place, cls, decode, _BULK.get(cls, KIB), urgent, True, True)
+    return Row(CONSENSUS_CODE + place, cls, decode, _BULK.get(cls, KIB), urgent, True, True, "")
 
 
 _ROWS: Final = (
-    *(Row(code, cls, decoder(cls), size, u, m, False) for code, (cls, size, u, m) in _NODE_TYPES.items()),
+    *(Row(code, cls, decoder(cls), size, u, m, False, _words(cls)) for code, (cls, size, u, m) in _NODE_TYPES.items()),
     *(_consensus_row(place, cls) for place, cls in enumerate(messages.MESSAGES)),
 )
 TYPES: Final[dict[int, Row]] = {row.code: row for row in _ROWS}
@@ -298,6 +304,8 @@ class Codec(Encoder):
     def dump(self, message: Any) -> tuple[int, bytes]:
         """Raises PeerError when the message is over its limit (the sender's mistake, found before it is sent)."""
         row = ROWS[type(message)]
+        if row.words:
+            message = message._replace(**{row.words: clip(getattr(message, row.words))})
         payload = self.encode(message)
         if len(payload) > row.bytes_max:
             raise PeerError(f"{type(message).__name__} of {len(payload)} bytes is over the limit")
@@ -309,6 +317,14 @@ class Codec(Encoder):
         if row is None:
             raise PeerError(f"unknown message type {code}")
         return row.decode(unpack(payload, row.bytes_max))
+
+
+def clip(text: str) -> str:
+    """Words for people, short enough for every reader: a long reason must not make the reader close the connection."""
+    raw = text.encode(errors="replace")
+    if len(raw) <= WORDS_BYTES_MAX:
+        return raw.decode()
+    return raw[: WORDS_BYTES_MAX - 3].decode(errors="ignore") + "..."
 
 
 # --- frames ---------------------------------------------------------------------------------------------------------

@@ -367,6 +367,13 @@ class TestRefusing:
         assert len(caplog.records) == 1
 
 
+def test_an_identity_that_cannot_be_told_is_refused_at_once(cluster):
+    for changes in ({"node_id": "x" * 256}, {"node_id": "n1", "listed": ("x" * 1_000,) * 100}):
+        node_id = changes.pop("node_id")
+        with pytest.raises(PeerError):
+            cluster.add(node_id, **changes)
+
+
 class TestUnformed:
     """Without a common cluster: forming and joining, nothing else."""
 

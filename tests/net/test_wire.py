@@ -232,6 +232,15 @@ class TestMessages:
         with pytest.raises(PeerError, match="over the limit"):
             codec.dump(too_much)
 
+    @pytest.mark.parametrize("text", ["x" * 100_000, "é" * 1_023, "\ud800" * 10, "", "fine"])
+    def test_words_for_people_are_cut_and_not_refused(self, text):
+        codec = Codec()
+        for message in (wire.Refuse(wire.Reason.OTHER, text), wire.ChunkReply("n", b"", 0, b"", text)):
+            back = codec.load(*codec.dump(message))
+            told = back.text if type(back) is wire.Refuse else back.error
+            assert len(told.encode()) <= wire.WORDS_BYTES_MAX
+            assert told[:4] == text[:4] or "\ud800" in text
+
     def test_unknown_types_are_refused(self):
         with pytest.raises(PeerError, match="unknown message type 200"):
             Codec().load(200, b"\x90")
