@@ -47,6 +47,7 @@ MAP_BYTES_MIN: Final = 64 << 30
 COMMIT_NAME: Final = b"commit"
 SHORT_BYTES_MAX: Final = 1 << 20
 READERS_MAX: Final = 1024
+READER_SLOT_BYTES: Final = 128  # 64 on most machines, 128 where cache lines are longer
 SPARE_READERS: Final = 64
 NEARLY_FULL_BYTES: Final = 4 << 20
 NETWORK_FILE_SYSTEMS: Final = frozenset(
@@ -239,6 +240,19 @@ def _mend_length(data_file: Path, read_only: bool) -> None:
         os.truncate(data_file, data_file.stat().st_size + missing)
 
 
+def _allocate_lock_file(lock_file: Path, readers_max: int) -> None:
+    """Give LMDB's lock file its room on the disk before LMDB maps it: writing to a hole of it on a full disk is SIGBUS.
+
+    A file that has its size already keeps it, since another process may have it mapped. Raises OSError.
+    """
+    descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size or 4096 + readers_max * READER_SLOT_BYTES
+        os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
+
+
 class Environment:
     """An open LMDB environment with its named databases."""
 
@@ -269,6 +283,8 @@ class Environment:
         with guarded(path):
             if not read_only:
                 path.mkdir(mode=0o700, exist_ok=True)
+            if not read_only:
+                _allocate_lock_file(path / "lock.mdb", readers_max)
             if (path / "data.mdb").exists():
                 _mend_length(path / "data.mdb", read_only)
             self.lmdb = self._open(sync, map_size_bytes or map_bytes(path), readers_max)

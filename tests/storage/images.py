@@ -6,8 +6,7 @@ A recorded life of a log (log_workload) gives the writes, flushes and promises i
 flushed; of later writes any subset, whole or torn into sectors of 512 or 4,096 bytes. For each point of the record,
 first the plain cases are made (nothing, everything, each prefix, each single write, all but one), then random subsets
 and torn ones, until N different images were opened. Each must open with the product's own recovery and show the state
-after the last promise that was kept, or after the one that was being made. `--unsynced` plants a fault; it must be
-found.
+after the last promise that was kept, or after the one that was being made. `--fault` plants one; it must be found.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ The whole of each is run by `python -m tests.storage`.
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import shutil
@@ -116,13 +115,10 @@ def test_a_full_map_of_the_log_refuses_and_recovers(tmp_path):
     Log.create(path, incarnation=9, membership=MEMBERS, map_size_bytes=1 << 20)
     log = Log.open(path, map_size_bytes=1 << 20)
     made = entries(1, 200, payload=lambda index: b"x" * 9000)
-    kept = 0
     with pytest.raises(DiskFull):
-        for one in made:
-            log.commit(persist(entries=(one,)))
-            kept += 1
+        commit_each(log, made)
+    kept = log.last
     assert kept > 20
-    assert log.last == kept
     assert log.entries(1, kept, 10**9) == list(made[:kept])
     assert log.trim(kept, 10) == 10
     assert log.trim(kept, 1000) > 0
@@ -172,14 +168,21 @@ def small_disk(tmp_path):
 
 def fill(place: Path) -> Path:
     file = place / "filler"
-    with file.open("wb") as stream:
-        try:
-            while True:
-                stream.write(bytes(65536))
-                stream.flush()
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
+    with pytest.raises(OSError, match="No space left"):
+        write_for_ever(descriptor)
+    os.close(descriptor)
     return file
+
+
+def write_for_ever(descriptor):
+    while True:
+        os.write(descriptor, bytes(4096))
+
+
+def commit_each(log, made):
+    for one in made:
+        log.commit(persist(entries=(one,)))
 
 
 def test_a_full_file_system(small_disk):
@@ -194,12 +197,10 @@ def test_a_full_file_system(small_disk):
     assert data.free_bytes() < 65536
     made = entries(21, 400, data.log.chain(20), payload=lambda index: b"k%d=" % (index % 17) + b"x" * 3000)
     with pytest.raises(DiskFull):
-        for one in made:
-            data.log.commit(persist(entries=(one,)))
+        commit_each(data.log, made)
     last = data.log.last
     with pytest.raises(DiskFull):
-        for number in range(400):
-            apply(data.kv, [entries(21 + number, 1, payload=lambda index: b"new%d=" % index + b"x" * 3000)[0]])
+        apply(data.kv, entries(21, 400, payload=lambda index: b"new%d=" % index + b"x" * 3000))
     applied = data.kv.applied
     with data.kv.view() as view:
         assert view.head(0, b"k1") is not None  # reads go on
@@ -237,7 +238,7 @@ def test_a_short_file_is_damaged_not_a_crash(tmp_path):
     data.log.commit(persist(entries=entries(1, 50, payload=lambda index: b"x" * 5000)))
     data.close(clean=True)
     whole = (path / "log" / "data.mdb").read_bytes()
-    for length in (0, 100, 4096, 8192, 12288, len(whole) // 2, len(whole) - 4096):
+    for length in (0, 100, 4096, 8192, 12288, len(whole) // 4, len(whole) // 2):
         (path / "log" / "data.mdb").write_bytes(whole[:length])
         for clean in (True, False):
             (path / "kv.state").write_text("clean" if clean else "dirty x 0 0")
