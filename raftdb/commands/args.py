@@ -43,6 +43,12 @@ def wrong_arity(name: str) -> CommandError:
     return CommandError(f"ERR wrong number of arguments for '{name}' command")
 
 
+def printable(token: bytes, limit: int = 128) -> str:
+    """A client's word inside an error line: cut, up to a zero byte as in C, and without line breaks."""
+    text = token[:limit].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return text.replace("\r", " ").replace("\n", " ")
+
+
 def integer(token: bytes, error: str = NOT_AN_INTEGER) -> int:
     """A 64-bit integer exactly as Redis reads it: no sign but '-', no space, no leading zero, no '_'."""
     if len(token) <= 20:

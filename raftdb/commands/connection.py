@@ -21,6 +21,7 @@ from .args import (
     OneOf,
     Optional,
     integer,
+    printable,
 )
 from .context import LocalContext, SessionPort
 from .keyspace import database
@@ -28,6 +29,7 @@ from .table import ADMIN, CONNECTION, DANGEROUS, FAST, LOADING, LOCAL, NOAUTH, N
 
 REDIS_VERSION: Final = "7.2.4"
 SILENCE: Final = Encoded(b"")
+NAME_BYTES_MAX: Final = 4096
 PONG: Final = Encoded(b"+PONG\r\n")
 NAME_ERROR: Final = "ERR {} cannot contain spaces, newlines or special characters."
 WRONG_PASSWORD: Final = "WRONGPASS invalid username-password pair or user is disabled."
@@ -135,7 +137,7 @@ def _hello_options(words: list[bytes]) -> tuple[tuple[bytes, bytes] | None, byte
             name = _checked_name(words[at + 1], "Client names")
             at += 2
         else:
-            raise CommandError(f"ERR Syntax error in HELLO option '{words[at].decode('utf-8', 'replace')}'")
+            raise CommandError(f"ERR Syntax error in HELLO option '{printable(words[at])}'")
     return credentials, name
 
 
@@ -180,6 +182,8 @@ def hello(ctx: LocalContext, version: bytes | None, words: list[bytes]) -> Reply
 
 def _checked_name(name: bytes, what: str) -> bytes:
     """Printable ASCII without spaces, so that CLIENT LIST stays one line per client. Raises CommandError."""
+    if len(name) > NAME_BYTES_MAX:
+        raise CommandError(f"ERR {what} cannot be longer than {NAME_BYTES_MAX} bytes.")
     if any(byte < 0x21 or byte > 0x7E for byte in name):
         raise CommandError(NAME_ERROR.format(what))
     return name
@@ -224,7 +228,7 @@ def client_setinfo(ctx: LocalContext, attribute: bytes, value: bytes) -> Reply:
     elif option == b"lib-ver":
         ctx.session.lib_version = _checked_name(value, "lib-ver")
     else:
-        raise CommandError(f"ERR Unrecognized option '{attribute.decode('utf-8', 'replace')}'")
+        raise CommandError(f"ERR Unrecognized option '{printable(attribute)}'")
     return OK
 
 
@@ -270,7 +274,7 @@ def client_info(ctx: LocalContext) -> Reply:
 
 
 def _client_type(token: bytes) -> str:
-    kind = token.decode("utf-8", "replace")
+    kind = printable(token)
     if kind.lower() not in ("normal", "master", "replica", "slave", "pubsub"):
         raise CommandError(f"ERR Unknown client type '{kind}'")
     return kind.lower()
@@ -304,7 +308,7 @@ def _kill_filters(words: list[bytes]) -> dict[str, Any]:
     filters: dict[str, Any] = {"SKIPME": True}
     for option, value in zip(words[::2], words[1::2], strict=True):
         name = option.upper().decode("latin-1")
-        text = value.decode("utf-8", "replace")
+        text = printable(value)
         if name == "ID":
             filters[name] = integer(value, "ERR client-id should be greater than 0")
             if filters[name] <= 0:
@@ -345,7 +349,7 @@ def _matches(session: SessionPort, filters: dict[str, Any]) -> bool:
 def client_kill(ctx: LocalContext, words: list[bytes]) -> Reply:
     """CLIENT KILL addr, or CLIENT KILL [ID n] [ADDR a] [LADDR a] [TYPE t] [USER u] [SKIPME yes|no]."""
     if len(words) == 1:
-        filters: dict[str, Any] = {"ADDR": words[0].decode("utf-8", "replace"), "SKIPME": False}
+        filters: dict[str, Any] = {"ADDR": printable(words[0]), "SKIPME": False}
     else:
         filters = _kill_filters(words)
     own = ctx.session.id

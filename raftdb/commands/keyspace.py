@@ -32,6 +32,7 @@ from .args import (
     Value,
     Word,
     integer,
+    printable,
 )
 from .context import TYPE_NAMES, Context, Random
 from .glob import Match, literal, matcher
@@ -362,7 +363,7 @@ class ExpiryConditions(Options):
         for token in argv[at:]:
             word = token.upper().decode("latin-1")
             if word not in ("NX", "XX", "GT", "LT"):
-                raise CommandError(f"ERR Unsupported option {token.decode('utf-8', 'replace')}")
+                raise CommandError(f"ERR Unsupported option {printable(token)}")
             found.add(word)
         if "NX" in found and len(found) > 1:
             raise CommandError("ERR NX and XX, GT or LT options at the same time are not compatible")

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ..errors import CommandError
 from ..types import OK, Encoded, Reply, ReplySet, Verbatim
-from .args import Bytes, Flag, Int, Many, ManyPairs, OneOf, Optional, Options, integer
+from .args import Bytes, Flag, Int, Many, ManyPairs, OneOf, Optional, Options, integer, printable
 from .connection import REDIS_VERSION
 from .context import Context, LocalContext
 from .glob import matcher
@@ -352,7 +352,7 @@ def config_set(ctx: LocalContext, pairs: list[tuple[bytes, bytes]]) -> Reply:
     settings = ctx.server.config_get()
     changes: dict[str, str] = {}
     for parameter, value in pairs:
-        name = parameter.decode("utf-8", "replace")
+        name = printable(parameter)
         if name.lower() not in settings:
             raise CommandError(f"ERR Unknown option or number of arguments for CONFIG SET - '{name}'")
         if name.lower() in changes:
@@ -588,7 +588,7 @@ def acl_whoami(ctx: LocalContext) -> Reply:
 def acl_cat(ctx: LocalContext, category: bytes | None) -> Reply:
     if category is None:
         return [name.encode() for name in CATEGORIES]
-    name = category.decode("utf-8", "replace")
+    name = printable(category)
     if name.lower() not in CATEGORIES:
         raise CommandError(f"ERR Unknown category '{name}'")
     return [row.full_name.encode() for row in ctx.table.every() if name.lower() in row.categories()]

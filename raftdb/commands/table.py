@@ -28,7 +28,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from ..errors import CommandError, UsageError
-from .args import Arg, Handler, NumKeys, Run, arity, compile_run, docs_of, key_positions, keys_of, wrong_arity
+from .args import (
+    Arg,
+    Handler,
+    NumKeys,
+    Run,
+    arity,
+    compile_run,
+    docs_of,
+    key_positions,
+    keys_of,
+    printable,
+    wrong_arity,
+)
 
 READ: Final = 1 << 0
 WRITE: Final = 1 << 1
@@ -301,7 +313,7 @@ class Table:
         if row.subcommands is not None and len(argv) > 1:
             sub = row.subcommands.get(argv[1]) or row.subcommands.get(argv[1].upper())
             if sub is None:
-                raise CommandError(f"ERR unknown subcommand '{_printable(argv[1])}'. Try {row.name} HELP.")
+                raise CommandError(f"ERR unknown subcommand '{printable(argv[1])}'. Try {row.name} HELP.")
             row = sub
         if row.words_min <= len(argv) <= row.words_max:
             return row
@@ -378,22 +390,16 @@ def _help_lines(container: Command) -> list[str]:
     return lines
 
 
-def _printable(token: bytes, limit: int = 128) -> str:
-    """A client's word inside an error line: cut, up to a zero byte as in C, and without line breaks."""
-    text = token[:limit].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-    return text.replace("\r", " ").replace("\n", " ")
-
-
 def unknown_command(argv: list[bytes]) -> CommandError:
     """Redis quotes the arguments until 128 bytes are reached."""
     quoted, length = [], 0
     for token in argv[1:]:
         if length >= 128:
             break
-        piece = f"'{_printable(token, 128 - length)}' "
+        piece = f"'{printable(token, 128 - length)}' "
         quoted.append(piece)
         length += len(piece)
-    return CommandError(f"ERR unknown command '{_printable(argv[0])}', with args beginning with: {''.join(quoted)}")
+    return CommandError(f"ERR unknown command '{printable(argv[0])}', with args beginning with: {''.join(quoted)}")
 
 
 def builtin_table() -> Table:

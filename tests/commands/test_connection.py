@@ -138,6 +138,7 @@ def test_client_list_is_one_line_per_client_whatever_its_name_is(node, session):
     lines = node(session, "CLIENT", "LIST").text.splitlines()
     assert [line.split()[0] for line in lines] == ["id=7", "id=9"]
     assert " name=me " in lines[0]
+    assert "cannot be longer" in str(node(session, "CLIENT", "SETNAME", b"x" * 5_000))
     assert len(node(session, "CLIENT", "LIST", "ID", "9", "12").text.splitlines()) == 1
     assert node(session, "CLIENT", "LIST", "TYPE", "pubsub").text == ""
     assert node(session, "CLIENT", "INFO").text == lines[0] + "\n"
