@@ -90,13 +90,24 @@ def decoder(cls: type[M]) -> Callable[[Raw], M]:
             raise PeerError(f"{name}: number out of range")
         return make(raw)
 
+    def decode_numbers(raw: Raw) -> M:
+        """All fields are indexes and flags (most replies): no field needs to be picked out."""
+        if type(raw) is not tuple or tuple(map(type, raw)) not in shapes:
+            raise PeerError(f"{name}: wrong fields")
+        if min(raw) < 0 or max(raw) > INDEX_MAX:
+            raise PeerError(f"{name}: number out of range")
+        return make(raw)
+
     def decode_nested(raw: Raw) -> M:
         values = list(decode_plain(raw))
         for i, convert in converts:
             values[i] = convert(values[i])
         return make(values)
 
-    return decode_nested if converts else decode_plain
+    if converts:
+        return decode_nested
+    only_numbers = ints == narrow and all(f.plain_int or f.types == {bool} for f in fields)
+    return decode_numbers if only_numbers else decode_plain
 
 
 def _picker(places: list[int]) -> Callable[[Raw], Raw]:
