@@ -127,14 +127,17 @@ class Node:
         self.config = self.dispatch.config = starting.listen(self.config, self.server)
         self.settings.update({name: getattr(self.config, name) for name in SETTINGS})
         self.port = self.dispatch.port = Port(self)
-        secret = starting.cluster_secret(self.config)
         has_data = starting.has_data(self.config)
+        secret = starting.cluster_secret(self.config)
         identity = own_identity(
             self.config, secrets.randbits(64), self.life, listed_addresses(self.config)[0], table_digest(self.table)
         )
         self.peering = Peering(self.config, self.server.loop, secret, identity)
         starting.listen_for_peers(self.config, self.peering)
+        starting.warn_unprotected(self.config)
         if has_data or not self.config.ensemble:
+            if has_data and self.config.load:
+                starting.check_loaded(self.config)
             if not has_data:
                 starting.create_alone(self.config)
             self._assemble()

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Final
 
 from raftdb.config import Config, join_address, peer_address, split_address
 from raftdb.errors import UsageError
-from raftdb.storage.datadir import DataDir
+from raftdb.storage import snapshot
+from raftdb.storage.datadir import DataDir, read_identity
 from raftdb.types import Member, Membership
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ SECRET_BYTES: Final = 32
 def check_protected(config: Config) -> None:
     """Protected mode: beyond loopback only with a password and a secret file. Raises UsageError."""
     if not config.protected_mode or _is_loopback(config.bind or config.host):
-        if not config.protected_mode and not _is_loopback(config.bind or config.host):
-            log.warning("protected mode is off: whoever reaches %s can read and change everything", config.address)
         return
     if not config.requirepass:
         raise UsageError(
@@ -55,6 +54,12 @@ def check_protected(config: Config) -> None:
             f"{config.bind or config.host} is not a loopback address: name the cluster's secret with "
             "--cluster-secret-file, or switch protection off with --protected-mode no"
         )
+
+
+def warn_unprotected(config: Config) -> None:
+    """One line for who has switched the protection off beyond loopback."""
+    if not config.protected_mode and not config.requirepass and not _is_loopback(config.bind or config.host):
+        log.warning("protected mode is off: whoever reaches %s can read and change everything", config.address)
 
 
 def _is_loopback(host: str) -> bool:
@@ -226,12 +231,24 @@ def create_member(config: Config, incarnation: int, cluster_id: str, members: tu
     )
 
 
+def check_loaded(config: Config) -> None:
+    """There is data and -l: fine if it came from this very file. Raises UsageError."""
+    digest = snapshot.file_digest(Path(config.load)).hex()
+    if read_identity(config.own_data_dir).source_digest != digest:
+        raise UsageError(f"{config.own_data_dir} holds other data than {config.load}: -l starts a new cluster only")
+    log.info("%s came from %s: -l is ignored", config.own_data_dir, config.load)
+
+
 def has_data(config: Config) -> bool:
-    """Is there a data directory? Raises UsageError for half of one, or one that cannot be used.
+    """Is there a data directory? Raises UsageError for half of one, or one that cannot be used; for -l without a file.
 
     With -o and -e half a directory is moved aside: the node joins anew and replaces its former self.
     """
     path = config.own_data_dir
+    if config.load and not os.access(config.load, os.R_OK):
+        raise UsageError(
+            f"-l {config.load}: {os.strerror(errno.EACCES if os.path.exists(config.load) else errno.ENOENT)}"
+        )
     try:
         return DataDir.exists(path)
     except UsageError:

@@ -1,0 +1,129 @@
+"""`raftdb serve` as a process: what it prints, how it ends, and what a mistake costs (one line, exit code 2)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.e2e.server import Raftdb, free_port
+
+pytestmark = pytest.mark.e2e
+
+USAGE = 2
+
+
+def run(
+    *flags: str, directory: Path, python: tuple[str, ...] = (), wait_s: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """`raftdb serve FLAGS` that is expected to end by itself."""
+    argv = [sys.executable, *python, "-m", "raftdb", "serve", *flags]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAFTDB_", "PYTHONOPTIMIZE"))}
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=wait_s, cwd=directory, env=environment, check=False
+    )
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a user reads; never a traceback."""
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == USAGE, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("raftdb: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (("--workers", "0"), "--workers"),
+        (("-a", "nowhere"), "HOST:PORT"),
+        (("-a", "127.0.0.1:0", "-l", "missing.dat"), "missing.dat"),
+        (("-a", "127.0.0.1:0", "-l", "x.dat", "-e", "127.0.0.1:7000"), "-e"),
+        (("-a", "127.0.0.1:0", "--bind", "0.0.0.0"), "--requirepass"),
+        (("-a", "127.0.0.1:0", "--config", "missing.toml"), "missing.toml"),
+        (("-a", "127.0.0.1:0", "-logfile", "no/such/directory/log"), "--log-file"),
+        (("-a", "127.0.0.1:0", "-loglevel", "loud"), "--log-level"),
+        (("-a", "192.0.2.1:7000", "--protected-mode", "no"), "192.0.2.1:7000"),
+    ],
+)
+def test_a_mistake_is_one_line_and_touches_nothing(tmp_path: Path, flags: tuple[str, ...], wanted: str) -> None:
+    assert wanted in one_line(run(*flags, directory=tmp_path))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "raftdb-data"] == []
+    assert not list(tmp_path.glob("raftdb-data/*/*"))
+
+
+def test_an_unknown_flag_is_named(tmp_path: Path) -> None:
+    done = run("--wrokers", "1", directory=tmp_path)
+    assert done.returncode == USAGE
+    assert "--wrokers" in done.stderr
+
+
+def test_optimized_python_is_refused(tmp_path: Path) -> None:
+    assert "python -O" in one_line(run("-a", "127.0.0.1:0", directory=tmp_path, python=("-O",)))
+
+
+def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        assert f"127.0.0.1:{port}" in one_line(run("-a", f"127.0.0.1:{port}", "-d", "data", directory=tmp_path))
+    assert not (tmp_path / "data").exists()
+
+
+def test_half_a_data_directory_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data" / "log").mkdir(parents=True)
+    (tmp_path / "data" / "log" / "data.mdb").write_bytes(b"")
+    assert "half a data directory" in one_line(run("-a", "127.0.0.1:0", "-d", "data", directory=tmp_path))
+
+
+def test_the_data_of_others_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "letter.txt").write_text("dear")
+    assert "letter.txt" in one_line(run("-a", "127.0.0.1:0", "-d", "data", directory=tmp_path))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    with Raftdb(tmp_path / "n1") as server:
+        client = redis.Redis(port=server.port)
+        client.set("k", "v")
+        assert f"connect with: redis-cli -p {server.port}" in server.output
+        assert server.process is not None
+        server.process.send_signal(number)
+        assert server.process.wait(30) == 0
+        server.start()
+        assert redis.Redis(port=server.port).get("k") == b"v"
+
+
+def test_shutdown_ends_it_cleanly(tmp_path: Path) -> None:
+    with Raftdb(tmp_path / "n1") as server:
+        redis.Redis(port=server.port).shutdown()
+        assert server.process is not None
+        assert server.process.wait(30) == 0
+
+
+def test_a_second_node_on_the_same_data_is_refused(tmp_path: Path) -> None:
+    with Raftdb(tmp_path / "n1") as server:
+        data = next(path for path in (tmp_path / "n1").rglob("identity")).parent
+        line = one_line(run("-a", f"127.0.0.1:{free_port()}", "-i", "x", "-d", str(data), directory=tmp_path))
+        assert str(data) in line
+        assert redis.Redis(port=server.port).ping()
+
+
+def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+    with Raftdb(tmp_path / "n1") as server:
+        for round_number in range(3):
+            client = redis.Redis(port=server.port, retry=None)
+            before = int(client.get("n") or 0)
+            for _ in range(20):
+                before = client.incr("n")
+            server.kill()
+            server.start()
+            assert int(redis.Redis(port=server.port).get("n") or 0) == before, round_number
