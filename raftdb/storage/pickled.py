@@ -37,6 +37,12 @@ _COUNTED: Final = {  # opcode -> bytes of the length that stands before its argu
 }
 
 
+_BAD_PICKLE: Final = (
+    *(pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, ArithmeticError),
+    AttributeError,  # APPEND to something that is no list
+)
+
+
 class NotPlain(ValueError):
     """The bytes are not a pickle of plain data."""
 
@@ -50,7 +56,7 @@ def loads(data: bytes) -> Any:
     _admit(data)
     try:
         return _Plain(io.BytesIO(data)).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+    except _BAD_PICKLE as error:
         raise NotPlain(f"{type(error).__name__} in a pickle") from None
 
 

@@ -52,8 +52,9 @@ class Evil:
         b"\x80\x05](e.K",
         b"\x80\xff].",
         b"\x80\x05h\x05.",
+        b"\x80\x05C\x01xK\x01a.",  # APPEND to bytes
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_everything_else_is_refused(data):
     with pytest.raises(NotPlain):
