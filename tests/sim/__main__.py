@@ -15,6 +15,14 @@ def seeds_of(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
+def plant_bug(name: str) -> None:
+    if name:
+        from tests.sim.mutants import MUTANTS
+        from tests.sim.mutate import plant
+
+        plant(next(mutant for mutant in MUTANTS if mutant.name == name).patches)
+
+
 def run(args: argparse.Namespace) -> int:
     from tests.sim import batch
 
@@ -24,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def repro(args: argparse.Namespace) -> int:
+    plant_bug(args.mutant)
     from tests.sim import shrink
 
     return shrink.main(args.seed, args.events, args.shrink, args.set)
@@ -42,15 +51,20 @@ def mutant(args: argparse.Namespace) -> int:
 
 
 def scope(args: argparse.Namespace) -> int:
-    from tests.sim import scope
+    plant_bug(args.mutant)
+    if args.ledger:
+        from tests.sim import campaign
 
-    return scope.main(args.states, args.seconds)
+        return campaign.scope(args.states)
+    from tests.sim.scope import main
+
+    return main(args.states, args.seconds)
 
 
 def gates(args: argparse.Namespace) -> int:
-    from tests.sim import gates
+    from tests.sim.gates import main
 
-    return gates.main(args.seeds)
+    return main(args.seeds)
 
 
 def trace(args: argparse.Namespace) -> int:
@@ -63,15 +77,15 @@ def trace(args: argparse.Namespace) -> int:
 
 
 def campaign(args: argparse.Namespace) -> int:
-    from tests.sim import campaign
+    from tests.sim.campaign import main
 
-    return campaign.main(args.minutes * 60 + args.seconds, args.jobs)
+    return main(args.minutes * 60 + args.seconds, args.jobs)
 
 
 def ci(args: argparse.Namespace) -> int:
-    from tests.sim import campaign
+    from tests.sim.campaign import ci
 
-    return campaign.ci(args.commit, args.minutes * 60 + args.seconds, args.jobs)
+    return ci(args.commit, args.minutes * 60 + args.seconds, args.jobs)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--events", type=int, default=5_000)
     one.add_argument("--shrink", type=float, default=60.0, metavar="SECONDS", help="0: do not shrink")
     one.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a setting")
+    one.add_argument("--mutant", default="", help="with this bug planted")
     one = add("mutants", "plant every bug and see that it is caught; writes docs/mutants.md and the stored seeds")
     one.add_argument("names", nargs="*")
     one.add_argument("--stored", action="store_true", help="only the stored seeds; write nothing")
@@ -107,6 +122,8 @@ def parser() -> argparse.ArgumentParser:
     one = add("scope", "all states of a small cluster, breadth first")
     one.add_argument("--states", type=int, default=250_000)
     one.add_argument("--seconds", type=float, default=1e9)
+    one.add_argument("--mutant", default="", help="with this bug planted")
+    one.add_argument("--ledger", action="store_true", help="larger bounds; append to tests/sim/ledger.jsonl")
     one = add("gates", "same seeds, same traces; and enough of everything happened")
     one.add_argument("--seeds", type=int, default=60)
     one = add("trace", "print the trace hashes of seeds (used by `gates`)")
@@ -125,4 +142,4 @@ def parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
-    sys.exit(arguments.main(arguments))
+    sys.exit(int(arguments.main(arguments)))

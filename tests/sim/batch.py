@@ -34,6 +34,7 @@ def run(seeds: range, events: int, jobs: int, seconds_max: float, failures_max: 
 
 def merge(total: Total, part: Total) -> None:
     total.seeds += part.seeds
+    total.last_seed = max(total.last_seed, part.last_seed)
     total.events += part.events
     total.cpu_s += part.cpu_s
     for name, value in part.counts.items():

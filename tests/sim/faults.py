@@ -125,6 +125,16 @@ class Faults:
         if leader is not None:
             target = self.rng.choice((None, *world.ids))
             world.later(0, world.do_transfer, leader.id, target)
+            if target is not None and self.rng.random() < 0.4:
+                self.mute(target)
+
+    def mute(self, node_id: str) -> None:
+        """It will not be heard for a while: a handed-over leadership gets stuck half-way, in a new term."""
+        world = self.world
+        pairs = tuple((node_id, other) for other in world.ids if other != node_id)
+        delay = world.settings.delay // 2 + 1
+        world.later(delay, world.do_cut, pairs)
+        world.later(delay + self.span() // 4, world.do_heal, pairs)
 
     def member(self) -> None:
         """One change of the members, asked of the leader (or of somebody who no longer is)."""

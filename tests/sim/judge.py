@@ -66,6 +66,7 @@ class Judge:
         self.digests = [0]
         self.payloads: list[bytes] = [b""]
         self.committed = 0
+        self.committed_in = 0  # the term of the node that knew it first: entries count for leaders of later terms
         self.proved = 0  # committed index for which a leader's majority was counted
         self.memberships: dict[int, Membership] = {0: formed}  # index << 64 | term -> members
         self.removed: set[NodeRef] = set()
@@ -252,6 +253,8 @@ class Judge:
     def complete(self, node: SimNode) -> None:
         """I7: everything committed is in the log of the new leader (its no-op may not be on the disk yet)."""
         log, committed = node.disk.log, self.committed
+        if self.committed_in > node.core.term:
+            return  # its votes came late: it leads a term that is over
         if committed > log.last or (
             committed >= log.first - 1 and log.true_chain(committed) != self.committed_chains[committed]
         ):
@@ -288,6 +291,7 @@ class Judge:
                 self.committed_membership(number, entry.term)
         node.world.committed(self.committed + 1, index)
         self.committed = index
+        self.committed_in = node.core.term
 
     def prove(self, leader: SimNode, index: int) -> None:
         """I8 and I10, where the leader moves its commit index."""

@@ -8,35 +8,77 @@ committed, and everybody of the majority who is a member has applied it (I22).
 
 from __future__ import annotations
 
-from raftdb.types import Membership, NodeRef
+from raftdb.types import Membership, NodeRef, Role
 from tests.sim.disk import Disk
 from tests.sim.judge import Violation
-from tests.sim.settings import MS
+from tests.sim.settings import MS, NEVER, TICK
 from tests.sim.world import FATES, World
 
 LIMIT = 60_000 * MS
 STEP = 100 * MS
+CUT_BOTH_WAYS = 2
 AGAIN = 5_000 * MS  # an answer that has not come by then does not come
 
 
 def settle(world: World) -> bool:
     """Calm down and converge. False: no majority of whole disks is left, so nothing can be asked."""
+    if world.rng.random() < 0.2:
+        botch(world)
     chosen = choose(world)
     if not chosen:
         return False
-    calm(world, chosen)
+    style = calm(world, chosen)
     deadline = world.now + LIMIT
     op, asked = 0, 0
     while world.now < deadline:
-        horizon = world.now + STEP
-        while world.heap and world.heap[0][0] <= horizon:
-            world.run(1)
-        world.now = horizon
+        pass_time(world, STEP)
         if op and world.ops[op].index and caught_up(world, chosen, world.ops[op].index):
+            if style == CUT_BOTH_WAYS:
+                come_back(world, chosen)
             return True
         if not op or (not world.ops[op].index and world.now > asked + AGAIN):
             op, asked = probe(world, chosen), world.now
     raise Violation("I22", f"{LIMIT // MS // 1000} s after the faults stopped on {chosen}: {state(world)}")
+
+
+def pass_time(world: World, span: int) -> None:
+    horizon = world.now + span
+    while world.heap and world.heap[0][0] <= horizon:
+        world.run(1)
+    world.now = horizon
+
+
+def botch(world: World) -> None:
+    """The last trouble: a leadership is handed over to somebody who then cannot be heard."""
+    leader = world.leader()
+    if leader is not None:
+        target = world.rng.choice(world.ids)
+        world.act(world.do_transfer, leader.id, target)
+        world.faults.mute(target)
+        pass_time(world, 3 * STEP)
+
+
+def come_back(world: World, chosen: list[str]) -> None:
+    """Who was cut off, and comes back, does not depose the leader: he has not even moved on to another term."""
+    if world.settings.jump_every < NEVER:
+        return  # a leader whose clock is off hands over by itself
+    patience = 3 * world.config.election_ticks_max * TICK + 100 * world.settings.delay  # late messages are in by then
+    pass_time(world, patience)
+    outside = [
+        n for i in world.ids if i not in chosen and (n := world.nodes[i]) is not None and not n.core.is_sole_voter()
+    ]
+    before = [node.core.term for node in outside]
+    pass_time(world, patience)
+    if [node.core.term for node in outside] != before:
+        raise Violation("I22", f"cut off, {[node.id for node in outside]} went on to new terms: {state(world)}")
+    leader = world.leader()
+    if leader is None or leader.id not in chosen or any(term > leader.core.term for term in before):
+        return
+    term = leader.core.term
+    world.cuts.clear()
+    pass_time(world, patience)
+    if leader.core.term != term or leader.core.role is not Role.LEADER:
+        raise Violation("I22", f"{leader.id} led term {term} until the others came back: {state(world)}")
 
 
 def choose(world: World) -> list[str]:
@@ -109,7 +151,7 @@ def stands_aside(disk: Disk, ref: NodeRef, newest: tuple[int, int]) -> bool:
     return (row is None or not row.voter) and end_of(disk) > newest
 
 
-def calm(world: World, chosen: list[str]) -> None:
+def calm(world: World, chosen: list[str]) -> int:
     world.act(world.do_quiet)
     world.cuts.clear()
     outside = [i for i in world.ids if i not in chosen]
@@ -134,6 +176,7 @@ def calm(world: World, chosen: list[str]) -> None:
             world.act(world.do_start, node_id)
         else:
             world.act(world.do_resume, node_id, node.life)
+    return style if outside else 0
 
 
 def probe(world: World, chosen: list[str]) -> int:

@@ -44,7 +44,8 @@ ELECTIONS = [
         "a vote in the own term is kept in memory only",
         STATE,
         "            self.term, self.vote = term, vote\n            self.hard_dirty = True",
-        "            self.hard_dirty = self.hard_dirty or term != self.term\n            self.term, self.vote = term, vote",
+        "            self.hard_dirty = self.hard_dirty or term != self.term\n"
+        "            self.term, self.vote = term, vote",
     ),
     bug(
         "term-not-persisted",
@@ -84,7 +85,8 @@ ELECTIONS = [
         "stepping down in the same term forgets the vote (akka-raft#56, CCF#8094)",
         STATE,
         "        if term != self.term:\n            self.set_term(term, None)\n        if self.role is Role.LEADER:",
-        "        if term != self.term:\n            self.set_term(term, None)\n        else:\n            self.vote = None\n"
+        "        if term != self.term:\n            self.set_term(term, None)\n        else:\n"
+        "            self.vote = None\n"
         "        if self.role is Role.LEADER:",
     ),
     bug(
@@ -198,7 +200,8 @@ REPLICATION = [
         "an Append that comes late cuts the log behind its last entry",
         FOLLOWER,
         "        if term == entry.term:\n            if log.chain(index) != entry.chain:",
-        "        if term == entry.term and index != prev_index + len(entries):\n            if log.chain(index) != entry.chain:",
+        "        if term == entry.term and index != prev_index + len(entries):\n"
+        "            if log.chain(index) != entry.chain:",
         Patch(
             FOLLOWER,
             '            if index <= core.commit:\n                raise Bug(f"committed entry {index} has term {term}',
@@ -324,7 +327,8 @@ COMMIT = [
         "no-noop",
         "a new leader appends no no-op and takes its commit index for current",
         LEADER,
-        '    core.noop_index = core.log.last + 1\n    append(core, (Proposal(Kind.NOOP, 0, core.chance.next(), b""),))\n',
+        "    core.noop_index = core.log.last + 1\n"
+        '    append(core, (Proposal(Kind.NOOP, 0, core.chance.next(), b""),))\n',
         "    core.noop_index = core.commit\n    core.outbound = True\n",
     ),
     bug(
@@ -418,7 +422,8 @@ READ = [
         "read-of-former-life",
         "an answer to a read of a former life is taken for the present one",
         READS,
-        "        self.context = ((self.starts << COUNTER_BITS) | (self.counter & ((1 << COUNTER_BITS) - 1))) & ((1 << 64) - 1)",
+        "        self.context = ((self.starts << COUNTER_BITS) | (self.counter & ((1 << COUNTER_BITS) -"
+        " 1))) & ((1 << 64) - 1)",
         "        self.context = self.counter",
     ),
     bug(
@@ -432,7 +437,8 @@ READ = [
         "reads-survive-leadership",
         "reads that wait for a round of a lost leadership are answered by the next one's rounds",
         READS,
-        "        for batch in reversed(self.batches):\n            self.waiting = batch.local + self.waiting\n        self.batches.clear()\n",
+        "        for batch in reversed(self.batches):\n"
+        "            self.waiting = batch.local + self.waiting\n        self.batches.clear()\n",
         "",
     ),
     bug(
@@ -463,8 +469,10 @@ LEASES = [
         "lease-checked-first",
         "the lease is looked at, then the node pauses, then the state is read",
         NODE,
-        "        if self.core.role is not Role.LEADER:\n            return False\n        self.lease_reads[op] = self.applied",
-        "        if self.core.role is not Role.LEADER or not self.lease.holds(self.clock_ms()):\n            return False\n"
+        "        if self.core.role is not Role.LEADER:\n            return False\n"
+        "        self.lease_reads[op] = self.applied",
+        "        if self.core.role is not Role.LEADER or not self.lease.holds(self.clock_ms()):\n"
+        "            return False\n"
         "        self.lease_reads[op] = self.applied",
         Patch(NODE, "        return view if self.lease.holds(self.clock_ms()) else None", "        return view"),
     ),
@@ -529,7 +537,8 @@ MEMBERS = [
         "change-before-noop",
         "a membership change before an entry of the own term is committed (Ongaro, 2015)",
         LEADER,
-        '    if core.commit < core.noop_index:\n        raise ChangeRefused("no entry of this term is committed yet")\n',
+        "    if core.commit < core.noop_index:\n"
+        '        raise ChangeRefused("no entry of this term is committed yet")\n',
         "",
     ),
     bug(
@@ -630,7 +639,8 @@ STORAGE = [
         "sends-before-sync",
         "the driver lets `persisted` go before the flush has returned",
         NODE,
-        "                if self.world.start_sync(self):\n                    break\n                self.disk.sync()\n",
+        "                if self.world.start_sync(self):\n                    break\n"
+        "                self.disk.sync()\n",
         "                self.world.start_sync(self)\n",
     ),
     bug(
@@ -638,15 +648,18 @@ STORAGE = [
         "the applied index is saved after the data, in another transaction (etcd#13766)",
         NODE,
         "        self.disk.kv = Kv(applied, digest, self.members)\n        self.core.applied_to(applied)",
-        "        if self.disk.kv is not None:\n            self.disk.kv = Kv(self.disk.kv.applied, digest, self.members)\n"
-        "        if applied % 2:\n            self.disk.kv = Kv(applied, digest, self.members)\n        self.core.applied_to(applied)",
+        "        if self.disk.kv is not None:\n"
+        "            self.disk.kv = Kv(self.disk.kv.applied, digest, self.members)\n"
+        "        if applied % 2:\n            self.disk.kv = Kv(applied, digest, self.members)\n"
+        "        self.core.applied_to(applied)",
     ),
     bug(
         "kv-trusted-after-power-loss",
         "kv is used as it is after the power failed, though nothing flushed it",
         DISK,
         "        if power:\n            self.kv = None",
-        "        if power and self.kv is not None:\n            self.kv = Kv(self.kv.applied, self.kv.digest ^ 1, self.kv.membership)",
+        "        if power and self.kv is not None:\n"
+        "            self.kv = Kv(self.kv.applied, self.kv.digest ^ 1, self.kv.membership)",
     ),
     bug(
         "trimmed-above-snapshot",

@@ -59,6 +59,7 @@ class Total:
 
     def __init__(self) -> None:
         self.seeds = 0
+        self.last_seed = -1
         self.events = 0
         self.counts = dict.fromkeys(COUNTERS, 0)
         self.failures: list[Result] = []
@@ -66,6 +67,7 @@ class Total:
 
     def add(self, result: Result) -> None:
         self.seeds += 1
+        self.last_seed = max(self.last_seed, result.seed)
         self.events += result.events
         for name, value in result.counts.items():
             self.counts[name] += value

@@ -167,7 +167,8 @@ class World:
         """Everything that begins by itself."""
         for node_id in self.ids:
             self.later(0, self.do_start, node_id)
-        Faults(self).start()
+        self.faults = Faults(self)
+        self.faults.start()
         for client in self.clients:
             self.later(self.spread(500 * MS), self.draw_op, client.number)
 

@@ -1,0 +1,170 @@
+"""Long searches with a ledger, and the share that runs on every landing.
+
+The ledger (tests/sim/ledger.jsonl) is append-only: one line per slice, with the commit, the hash of the last change
+to the core, the seeds, the events, the verdict. Hours add up over many runs; seeds are never used twice.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.sim import batch, gates, hunt
+from tests.sim.runner import Total
+from tests.sim.scope import Bounds, Search
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+LEDGER = HERE / "ledger.jsonl"
+FIRST_SEED = 1_000_000
+SLICE_SECONDS = 300.0
+SLICE_SEEDS = 1_000_000
+EVENTS = 5_000
+
+CI_EVENTS = 12_000_000
+CI_EVENTS_PER_SEED = 3_000
+CI_STATES = 250_000
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def entries() -> list[dict[str, Any]]:
+    if not LEDGER.exists():
+        return []
+    return [json.loads(line) for line in LEDGER.read_text().splitlines() if line]
+
+
+def append(row: dict[str, Any]) -> None:
+    stamp = {
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": git("rev-parse", "--short=12", "HEAD"),
+        "core": git("log", "-1", "--format=%h", "--", "raftdb/consensus"),
+        "clean": not git("status", "--porcelain", "--", "raftdb/consensus", "tests/sim/*.py"),
+    }
+    with LEDGER.open("a") as file:
+        file.write(json.dumps({**stamp, **row}) + "\n")
+
+
+def main(seconds: float, jobs: int) -> int:
+    """Slices of new seeds until the time is up (0: for ever), or something is found."""
+    deadline = time.monotonic() + (seconds or 1e9)
+    while time.monotonic() < deadline:
+        first = max((row["seeds"][1] + 1 for row in entries() if "seeds" in row), default=FIRST_SEED)
+        total = batch.run(
+            range(first, first + SLICE_SEEDS), EVENTS, jobs, min(SLICE_SECONDS, deadline - time.monotonic()), 1
+        )
+        append(seed_row(first, total))
+        print(batch.report(total, EVENTS), flush=True)
+        if total.failures:
+            return 1
+    print(summary())
+    return 0
+
+
+def seed_row(first: int, total: Total) -> dict[str, Any]:
+    return {
+        "tool": "seeds",
+        "seeds": [first, total.last_seed],
+        "events_per_seed": EVENTS,
+        "events": total.events,
+        "cpu_s": round(total.cpu_s),
+        "verdict": "ok" if not total.failures else [f"{r.seed}: {r.rule}: {r.failure[:200]}" for r in total.failures],
+    }
+
+
+def scope(states: int) -> int:
+    """A small-scope search that is written into the ledger."""
+    bounds = Bounds(terms=3, entries=2, bag=6, crashes=2, again=1, reads=1, beats=1)
+    failed = False
+    for start in ("empty", "led"):
+        search = Search(bounds)
+        began = time.process_time()
+        first = search.first()
+        found = search.run(search.led(first) if start == "led" else first, states // 2, 1e9)
+        failed |= bool(found)
+        row = {"tool": "scope", "start": start, "bounds": bounds._asdict(), "states": len(search.seen)}
+        spent = round(time.process_time() - began)
+        append({**row, "steps": search.steps, "depth": search.depth, "cpu_s": spent, "verdict": found[:300] or "ok"})
+        print(f"{len(search.seen)} states from {start}, depth {search.depth}: {found or '0 violations'}", flush=True)
+    return 1 if failed else 0
+
+
+def summary() -> str:
+    """What the ledger adds up to, for the core as it is now and in all."""
+    core = git("log", "-1", "--format=%h", "--", "raftdb/consensus")
+    rows = entries()
+    parts = []
+    for name, chosen in (("this core", [r for r in rows if r["core"] == core]), ("all", rows)):
+        events = sum(r.get("events", 0) for r in chosen)
+        states = sum(r.get("states", 0) for r in chosen)
+        bad = sum(r["verdict"] != "ok" for r in chosen)
+        parts.append(f"{name}: {events / 1e6:.1f} M events, {states / 1e6:.2f} M states, {bad} slices with findings")
+    return "; ".join(parts)
+
+
+# --- the share of one landing ---------------------------------------------------------------------------------------
+
+
+def ci(commit: str, seconds: float, jobs: int) -> int:
+    """Gates, all mutants by their stored seeds, the small scope, and seeds: half fixed, half from the commit.
+
+    In `seconds` at most (0: as long as it takes); what did not fit is said.
+    """
+    deadline = time.monotonic() + (seconds or 1e9)
+    commit = commit or git("rev-parse", "HEAD") or "0"
+    problems: list[str] = []
+
+    difference = gates.same_traces(30)
+    if difference:
+        problems.append(f"the same seeds gave different traces: {difference}")
+
+    catches = hunt.run_all([], True, jobs, 30.0)
+    missed = [catch.name for catch in catches if not catch.rule]
+    if missed:
+        problems.append(f"planted bugs that were not caught: {', '.join(missed)}")
+
+    states, found = scope_share(deadline)
+    if found:
+        problems.append(f"small scope: {found}")
+
+    total = seed_share(commit, deadline, jobs)
+    print(batch.report(total, CI_EVENTS_PER_SEED))
+    problems += [f"seed {r.seed}: {r.rule}: {r.failure}" for r in total.failures]
+    problems += gates.too_few(total)
+
+    print("\n".join(problems))
+    print(
+        f"simulation: {total.events:,} events in {total.seeds} seeds ({total.events / max(total.cpu_s, 1):,.0f} per "
+        f"CPU-second), {len(total.failures)} violations; {len(catches) - len(missed)} of {len(catches)} planted bugs "
+        f"caught; {states:,} small-scope states; {len(problems)} problems"
+    )
+    return 1 if problems else 0
+
+
+def scope_share(deadline: float) -> tuple[int, str]:
+    states, found = 0, ""
+    for start in ("empty", "led"):
+        search = Search(Bounds())
+        first = search.first()
+        left = max(5.0, (deadline - time.monotonic()) / 3)
+        found = found or search.run(search.led(first) if start == "led" else first, CI_STATES // 2, left)
+        states += len(search.seen)
+    return states, found
+
+
+def seed_share(commit: str, deadline: float, jobs: int) -> Total:
+    """As many events as wanted, or as the time allows."""
+    total = Total()
+    own = int(commit[:10], 16) % 10**9 + 10**9  # far from the fixed ones and from the campaign's
+    count = CI_EVENTS // CI_EVENTS_PER_SEED // 2
+    for seeds in (range(count), range(own, own + count)):
+        left = (deadline - time.monotonic()) / (2 if seeds.start == 0 else 1)
+        part = batch.run(seeds, CI_EVENTS_PER_SEED, jobs, max(left, 5.0), 3)
+        batch.merge(total, part)
+    return total
