@@ -32,7 +32,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from ..errors import CommandError, Damaged, RaftdbError
+from ..errors import Bug, CommandError, Damaged, RaftdbError
 from ..storage.keys import DATABASES
 from ..storage.kv import Batch, KvStore, Txn
 from ..types import NULL_ARRAY, Entry, Kind, Reply
@@ -41,7 +41,8 @@ from .table import READ, WRITE, Command, Table
 
 PAYLOAD_VERSION: Final = 1
 PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024 + 64 * 1024
-WORDS_MAX: Final = 1_048_576
+WORDS_MAX: Final = 1_048_576  # of one command
+ITEMS_MAX: Final = 1_048_576  # of one entry
 EXPIRED_KEYS_PER_ENTRY_MAX: Final = 200
 RECLAIMED_RECORDS_PER_ENTRY: Final = (
     500  # and one more per word of the entry, so that garbage cannot outgrow reclaiming
@@ -94,7 +95,7 @@ class Machine:
     # --- payload ----------------------------------------------------------------------------------------------------
 
     def encode(self, items: Iterable[Item]) -> bytes:
-        """The payload of a COMMANDS entry."""
+        """The payload of a COMMANDS entry. Raises Bug for one that decode() would refuse."""
         rows: list[Any] = []
         for item in items:
             if isinstance(item, Transaction):
@@ -102,6 +103,8 @@ class Machine:
             else:
                 rows.append((item.db, item.argv))
         packed: bytes = msgpack.packb((PAYLOAD_VERSION, rows), use_bin_type=True)
+        if len(rows) > ITEMS_MAX or len(packed) > PAYLOAD_BYTES_MAX:
+            raise Bug(f"an entry of {len(rows)} commands and {len(packed)} bytes was to be proposed")
         return packed
 
     def decode(self, payload: bytes) -> list[Item]:
@@ -114,7 +117,7 @@ class Machine:
                 raw=False,
                 use_list=True,
                 max_bin_len=PAYLOAD_BYTES_MAX,
-                max_array_len=max(WORDS_MAX, len(payload)),
+                max_array_len=min(len(payload), max(WORDS_MAX, ITEMS_MAX)),  # an item takes a byte at least
                 max_map_len=0,
                 max_str_len=0,
                 max_ext_len=0,

@@ -199,7 +199,7 @@ class List:
         number = min(number, self.load().count)
         if self.form != REGULAR:
             rows = list(islice(self.rows(reverse=not left), number))
-            self.remove([label for label, _ in rows])
+            self._drop_end([label for label, _ in rows], left)
             return [value for _, value in rows]
         batch, collection = self.ctx.writing(), self.collection
         values: list[bytes] = []
@@ -238,7 +238,24 @@ class List:
             self.ctx.breathe()
         self.count -= len(labels)
         self._count_in(labels, -1)
-        self._tighten()
+        self._tighten(self.first, self.last)
+
+    def _drop_end(self, labels: Sequence[int], left: bool) -> None:
+        """Remove the outermost elements of an irregular list, from the end inwards. Their slots leave the index."""
+        if not labels or len(labels) == self.count:
+            self.count -= len(labels)
+            return
+        batch = self.ctx.writing()
+        for label in labels:
+            batch.delete_item(self.collection, label)
+            self.ctx.breathe()
+        self.count -= len(labels)
+        low, high = (labels[-1], self.last) if left else (self.first, labels[-1])
+        end = next(self.ctx.txn.scan_items(self.collection, low, high, not left))[0] >> STRIDE_BITS
+        shared = sum(1 for label in labels if label >> STRIDE_BITS == end)
+        if shared:
+            self._add({end: -shared})
+        self._tighten(low, high)
 
     def trim(self, start: int, stop: int) -> None:
         """Keep the ranks start <= rank < stop, which exist."""
@@ -349,12 +366,12 @@ class List:
                         batch.delete_item(collection, position)
             changes = above
 
-    def _tighten(self) -> None:
-        """Elements have been removed: find the new ends, and forget the slots that are outside now."""
+    def _tighten(self, low: int, high: int) -> None:
+        """Elements have been removed: find the new ends, which are within low..high, and forget the slots outside."""
         first, last = self.first, self.last
         scan = self.ctx.txn.scan_items
-        self.first = next(scan(self.collection, first, last))[0]
-        self.last = next(scan(self.collection, self.first, last, True))[0]
+        self.first = next(scan(self.collection, low, high))[0]
+        self.last = next(scan(self.collection, self.first, high, True))[0]
         self._clear_outside(first, last)
         if self.form == HOLES and self.last - self.first == (self.count - 1) * STRIDE:
             self.form = REGULAR

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -50,6 +52,17 @@ def test_any_bytes_are_items_or_damaged(data):
     assert MACHINE.decode(MACHINE.encode(items)) == items
 
 
+@given(st.lists(st.one_of(requests, transactions), min_size=1, max_size=4), st.data())
+def test_a_damaged_payload_is_items_or_damaged(items, data):
+    payload = bytearray(MACHINE.encode(items))
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        MACHINE.decode(bytes(payload))
+    except Damaged:
+        return
+
+
 plain = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-5, 20), st.binary(max_size=5), st.text(max_size=3)),
     lambda inner: st.lists(inner, max_size=4),
@@ -90,6 +103,19 @@ def test_what_is_no_item_is_damaged(row):
 def test_a_length_that_is_only_promised_reserves_nothing():
     with pytest.raises(Damaged):
         MACHINE.decode(b"\x92\x01\xdd\x7f\xff\xff\xff")  # an array of two thousand million items, in seven bytes
+
+
+def test_arrays_inside_arrays_that_are_only_promised_reserve_little():
+    begun = time.thread_time()
+    with pytest.raises(Damaged):
+        MACHINE.decode(b"\xdd\x00\x0f\xff\xff" * 2_000)
+    assert time.thread_time() - begun < 1
+
+
+def test_an_entry_that_followers_would_refuse_is_not_made(monkeypatch):
+    monkeypatch.setattr("raftdb.commands.machine.ITEMS_MAX", 3)
+    with pytest.raises(Bug, match="4 commands"):
+        MACHINE.encode([Request(0, [b"PING"])] * 4)
 
 
 def test_deep_nesting_is_damaged():
