@@ -355,6 +355,7 @@ class Core(State):
         """Entry `index` is damaged here: no votes, no leading, no acknowledgement beyond; it is asked for again."""
         if not self.log.first <= index <= self.log.durable:
             return
+        self.released_commit = max(self.applied, min(self.released_commit, index - 1))
         if self.role is Role.LEADER:
             leader.quarantine(self, index)
             return

@@ -13,6 +13,7 @@ from raftdb.consensus.core import Busy, Core, CoreConfig, NotLeader
 from raftdb.consensus.handshake import Greeting, refusal
 from raftdb.consensus.messages import (
     TERM_MAX,
+    Append,
     AppendReply,
     Heartbeat,
     HeartbeatReply,
@@ -22,8 +23,8 @@ from raftdb.consensus.messages import (
     check,
 )
 from raftdb.errors import Bug, Damaged, PeerError
-from raftdb.types import Kind, Membership, NodeRef, Proposal, Role
-from tests.consensus.cluster import Disk, Node, commands, membership_of, ref
+from raftdb.types import Entry, Kind, Membership, NodeRef, Proposal, Role
+from tests.consensus.cluster import Disk, Node, chain_of, commands, membership_of, ref
 from tests.consensus.test_handlers import PLAUSIBLE, in_role
 
 
@@ -115,6 +116,34 @@ def test_ready_names_the_round_that_it_starts() -> None:
     released = core.persisted(ready)
     assert released.confirmed_round == started + 1
     assert released.reads == ((1, 1),)
+
+
+def test_damage_found_at_apply_takes_the_release_back_until_it_is_healed() -> None:
+    """Entries 2 and 3 are released; 2 turns out to be damaged before it is applied."""
+    node = Node("n1", Disk(membership_of("n1", "n2", "n3")), CoreConfig())
+    core = node.core
+    assert core is not None
+    chain, made = 0, []
+    for index in (1, 2, 3):
+        chain = chain_of(chain, index, 1, Kind.COMMANDS, 0, 0, b"x")
+        made.append(Entry(index, 1, Kind.COMMANDS, 0, 0, b"x", chain))
+
+    def stages() -> int:
+        ready = core.ready()
+        assert ready is not None
+        if ready.persist is not None:
+            node.disk.commit(ready.persist)
+        return core.persisted(ready).commit
+
+    core.step(ref("n2"), Append(1, 0, 0, 0, 3, tuple(made)))
+    assert stages() == 3
+    core.applied_to(1)
+    node.disk.damaged.add(2)
+    core.quarantine(2)
+    core.step(ref("n2"), Heartbeat(1, 1, 3, 0, None))
+    assert stages() == 1
+    core.step(ref("n2"), Append(1, 1, 1, made[0].chain, 3, tuple(made[1:])))
+    assert stages() == 3
 
 
 # --- errors and bounds ----------------------------------------------------------------------------------------------
