@@ -355,7 +355,6 @@ class Core(State):
         """Entry `index` is damaged here: no votes, no leading, no acknowledgement beyond; it is asked for again."""
         if not self.log.first <= index <= self.log.durable:
             return
-        self.released_commit = max(self.applied, min(self.released_commit, index - 1))
         if self.role is Role.LEADER:
             leader.quarantine(self, index)
             return
@@ -480,8 +479,8 @@ class Core(State):
         send = tuple(self.open_late)
         self.open_late.clear()
         applicable = self._applicable()
-        if applicable > self.released_commit:
-            self.released_commit = applicable
+        if applicable > self.released_commit or self.log.holes:
+            self.released_commit = max(applicable, self.applied)  # a damaged entry takes back what is not applied yet
         role = self._role_change()
         if role is not None:
             self.role_told = role
