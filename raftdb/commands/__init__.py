@@ -3,6 +3,9 @@
 from ..errors import CommandError
 from .args import Bytes, Count, Flag, Int, Key, Many, ManyPairs, NumKeys, OneOf, Optional, Options, Value
 from .context import Context, LocalContext, Random, ServerPort, SessionPort
+from .hashes import Hash
+from .sequence import List
+from .strings import String
 from .table import ADMIN, BLOCKING, FAST, LOCAL, MAY_SHRINK, READ, SLOW, WRITE, Command, Table, builtin_table, command
 
 __all__ = [
@@ -20,8 +23,10 @@ __all__ = [
     "Context",
     "Count",
     "Flag",
+    "Hash",
     "Int",
     "Key",
+    "List",
     "LocalContext",
     "Many",
     "ManyPairs",
@@ -32,6 +37,7 @@ __all__ = [
     "Random",
     "ServerPort",
     "SessionPort",
+    "String",
     "Table",
     "Value",
     "builtin_table",

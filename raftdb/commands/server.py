@@ -553,11 +553,12 @@ def _memory_value(value: object) -> Reply:
     "DEBUG SLEEP", Bytes("seconds", "double"), flags=OPERATE | BLOCKING, group="server", summary="Sleep, on a worker"
 )
 def debug_sleep(ctx: LocalContext, seconds: bytes) -> Reply:
+    """At most an hour; what is no number means no time, as in Redis."""
     try:
         span_s = float(seconds)
     except ValueError:
         span_s = 0.0
-    ctx.server.sleep(min(max(span_s, 0.0), 3600.0))
+    ctx.server.sleep(min(span_s, 3600.0) if span_s > 0 else 0.0)
     return OK
 
 

@@ -291,6 +291,12 @@ def test_operations(node, session):
     assert isinstance(node(session, "LATENCY", "DOCTOR"), Verbatim)
 
 
+@pytest.mark.parametrize(("text", "span_s"), [("0.5", 0.5), ("-1", 0.0), ("nan", 0.0), ("x", 0.0), ("1e9", 3600.0)])
+def test_debug_sleep_is_bounded(node, session, text, span_s):
+    assert node(session, "DEBUG", "SLEEP", text) == OK
+    assert ("sleep", span_s) in node.asked
+
+
 def test_the_group(node, session):
     assert node(session, "RAFT.INFO")[b"peers"] == {b"n2": {b"match": 41}}
     assert node(session, "RAFT.LEADER") == [b"10.0.0.1", 6379]
