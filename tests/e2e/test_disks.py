@@ -1,0 +1,305 @@
+"""Disks that are full, slow or failing under a cluster, and snapshots on their way to a follower."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.e2e.nemesis import wait_until_member
+from tests.e2e.network import Network
+from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
+
+pytestmark = pytest.mark.e2e
+
+#: Calls that change what is on the disk.
+MUTATING = "pwrite64,pwritev,write,fdatasync,fsync,rename,renameat,renameat2,unlink,unlinkat,ftruncate,mkdir,rmdir"
+SMALL_SNAPSHOTS = [
+    "--snapshot-entries",
+    "20",
+    "--snapshot-log-bytes",
+    "4096",
+    "--keep-entries",
+    "5",
+    "--keep-bytes",
+    "0",
+]
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, megabytes: int) -> Iterator[Path]:
+    """A tmpfs of this size at `path`; the test is skipped where that is not allowed."""
+    path.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=False)
+
+
+def attach(strace: str, node: NodeProcess) -> list[str]:
+    """A command line that traces the flushes of a running node."""
+    assert node.process is not None
+    return [strace, "-f", "-qq", "-o", "/dev/null", "-p", str(node.process.pid), "-e", "trace=fdatasync"]
+
+
+def fill(node: NodeProcess, stop_at: int = 4_000) -> int:
+    """Writes 32 KiB values until one is refused for want of room; how many went in."""
+    with node.client(timeout_s=20) as client:
+        for number in range(stop_at):
+            try:
+                client.set(f"fill{number}", os.urandom(32_768))
+            except redis.exceptions.OutOfMemoryError:
+                return number
+    raise AssertionError("the disk never became full")
+
+
+def test_a_full_disk_refuses_writes_and_recovers(tmp_path):
+    """A node of its own: reads and deletes go on, writes come back."""
+    with small_disk(tmp_path / "disk", 96) as disk, LocalCluster(tmp_path / "c", 1) as cluster:
+        (node,) = cluster.nodes
+        node.directory = disk / "n1"
+        node.flags += [
+            "--min-free",
+            "24MiB",
+            "--keep-bytes",
+            "1MiB",
+            "--snapshot-log-bytes",
+            "8MiB",
+            "--map-size",
+            "1GiB",
+        ]
+        node.start().wait_serving()
+        cluster.wait_leader()
+        with node.client(timeout_s=20) as client:
+            client.set("keep", "me")
+            filled = fill(node)
+            assert filled > 20
+            assert client.get("keep") == b"me"
+            assert len(client.get("fill0")) == 32_768
+            with pytest.raises(redis.exceptions.OutOfMemoryError):
+                client.set("more", b"x" * 1000)
+            for number in range(filled):
+                client.delete(f"fill{number}")
+
+            def accepted() -> bool:
+                with contextlib.suppress(redis.exceptions.OutOfMemoryError):
+                    return bool(client.set("more", "x"))
+                return False
+
+            wait_for("writes to be accepted again", accepted, 60)
+            assert client.get("keep") == b"me"
+        assert node.stop() == 0, node.log
+
+
+def test_a_leader_with_a_full_disk_is_replaced(tmp_path):
+    with small_disk(tmp_path / "disk", 64) as disk, LocalCluster(tmp_path / "c", 3) as cluster:
+        cramped = cluster.nodes[0]
+        cramped.directory = disk / "n1"
+        secret = tmp_path / "cluster.secret"
+        secret.write_text("0123456789abcdef0123456789abcdef\n")
+        secret.chmod(0o600)
+        for node in cluster.nodes:
+            node.flags += ["--cluster-secret-file", str(secret), "--map-size", "1GiB"]
+        cramped.flags += ["--min-free", "16MiB"]
+        cluster.start()
+        leader = cluster.wait_leader()
+        if leader is not cramped:
+            with leader.client() as client:
+                client.execute_command("RAFT.TRANSFER", cramped.id)
+            wait_for("the cramped node to lead", lambda: cramped.role() == "leader")
+        filler = disk / "filler"
+        with filler.open("wb") as stream, contextlib.suppress(OSError):
+            while os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize > 8 << 20:
+                stream.write(b"\0" * (1 << 20))
+                stream.flush()
+        rest = cluster.nodes[1:]
+        wait_for("another leader", lambda: any(node.role() == "leader" for node in rest), 30)
+        with rest[0].client() as client:
+            assert client.set("k", "v")
+        with cramped.client() as client:
+            assert client.get("k") == b"v"  # it goes on serving
+        filler.unlink()
+        wait_for("the node to keep up again", lambda: cramped.digest() == rest[0].digest(), 30)
+
+
+def test_a_leader_with_a_hung_disk_is_replaced(tmp_path, require):
+    """Every flush of the leader takes seconds: its heartbeats must not keep the cluster (hashicorp/raft#503)."""
+    strace = require("strace")
+    with LocalCluster(tmp_path, 3) as cluster:
+        cluster.start()
+        leader = cluster.wait_leader()
+        rest = [n for n in cluster.nodes if n is not leader]
+        tracer = subprocess.Popen(
+            [*attach(strace, leader), "-e", "inject=fdatasync:delay_enter=6000000"],
+            stdin=subprocess.DEVNULL,
+        )
+        try:
+            with rest[0].client(timeout_s=2) as client, contextlib.suppress(redis.RedisError):
+                client.set("poke", "1")  # so that there is something to flush
+            wait_for("another leader", lambda: any(node.role() == "leader" for node in rest), 30)
+            with rest[0].client() as client:
+                assert client.set("k", "v")
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.wait(20)
+        cluster.wait_equal(60)
+
+
+def test_a_failed_flush_ends_the_process(tmp_path, require):
+    """EIO on fdatasync: what the page cache says is not known any more. Nothing acknowledged is lost."""
+    strace = require("strace")
+    with LocalCluster(tmp_path, 1) as cluster:
+        (node,) = cluster.nodes
+        node.start().wait_serving()
+        cluster.wait_leader()
+        with node.client() as client:
+            client.set("before", "1")
+        tracer = subprocess.Popen(
+            [*attach(strace, node), "-e", "inject=fdatasync:error=EIO"],
+            stdin=subprocess.DEVNULL,
+        )
+
+        def fails() -> bool:
+            with contextlib.suppress(redis.RedisError, OSError), node.client(timeout_s=5) as client:
+                client.set("during", "1")
+            return not node.alive
+
+        wait_for("the node to end", fails)
+        tracer.wait(20)
+        assert node.process.returncode not in (0, -signal.SIGKILL)
+        assert "raftdb: stopped:" in node.log
+        assert "Traceback" not in node.log.split("raftdb: stopped:")[1]
+        node.start().wait_serving()
+        cluster.wait_leader()
+        with node.client() as client:
+            assert client.get("before") == b"1"
+
+
+# --- snapshots on their way ---
+
+
+def load(node: NodeProcess, keys: int, size_bytes: int, prefix: str = "k") -> None:
+    with node.client() as client:
+        pipe = client.pipeline(transaction=False)
+        for number in range(keys):
+            pipe.set(f"{prefix}{number}", os.urandom(size_bytes))
+            if number % 100 == 99:
+                pipe.execute()
+        pipe.execute()
+
+
+def needs_snapshot(cluster: LocalCluster, behind: int = 1) -> None:
+    """Until the leader has trimmed what a follower at `behind` would need. (The log is kept back to the older of two.)"""
+    leader = cluster.wait_leader()
+    with leader.client(timeout_s=30) as client:
+        for number in range(2):
+            client.set("between", str(number))
+            client.execute_command("SAVE")
+    wait_for("the log to be trimmed", lambda: int((leader.info() or {}).get("raft_first_index", 0)) > behind, 60)
+
+
+def test_a_snapshot_cut_at_every_chunk_arrives(tmp_path):
+    """The connection dies after every few hundred KiB; the transfer goes on where it was."""
+    with LocalCluster(tmp_path, 3, flags=SMALL_SNAPSHOTS, proxied=True) as cluster, Network(cluster) as network:
+        cluster.start()
+        follower = cluster.followers()[0]
+        applied = int(follower.info()["raft_applied_index"])
+        follower.kill()
+        load(cluster.wait_leader(), 300, 20_000)  # 6 MB: about 24 chunks
+        for number in range(60):
+            load(cluster.wait_leader(), 1, 10, f"step{number}-")
+        needs_snapshot(cluster, applied + 1)
+        follower.start()
+        cuts = 0
+        leader = cluster.wait_leader()
+        before = network.proxy.link(leader.id, follower.id).passed_bytes
+
+        def caught_up() -> bool:
+            nonlocal cuts
+            link = network.proxy.link(leader.id, follower.id)
+            if link.close_after_bytes is None and cuts < 20:
+                cuts += 1
+                link.close_after(300_000)
+            return follower.digest() is not None and follower.digest() == leader.digest()
+
+        wait_for("the follower to catch up through the cuts", caught_up, 90)
+        network.heal()
+        passed = network.proxy.link(leader.id, follower.id).passed_bytes - before
+        assert cuts >= 10
+        assert passed < 3 * 6_000_000, f"{passed} bytes were sent for a snapshot of 6 MB"
+        cluster.wait_equal()
+
+
+def kill_points(tmp_path: Path, cluster: LocalCluster, follower: NodeProcess, strace: str) -> int:
+    """How many mutating calls a follower makes while it starts and installs a snapshot."""
+    trace = tmp_path / "calls.txt"
+    follower.wrapper = [strace, "-f", "-qq", "-o", str(trace), "-e", f"trace={MUTATING}"]
+    follower.start()
+    wait_until_member(cluster, follower)
+    wait_for(
+        "the install", lambda: "snapshot" in follower.log and follower.digest() == cluster.wait_leader().digest(), 60
+    )
+    stop_traced(follower)
+    calls = [line for line in trace.read_text(errors="replace").splitlines() if re.search(r"\w\(", line)]
+    per_thread: dict[str, int] = {}
+    for line in calls:
+        per_thread[line.split()[0]] = per_thread.get(line.split()[0], 0) + 1
+    return max(per_thread.values())
+
+
+def stop_traced(node: NodeProcess) -> None:
+    """Kill the node below its strace."""
+    assert node.process is not None
+    children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children").read_text().split()
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(child), signal.SIGKILL)
+    node.process.wait(20)
+    node.wrapper = []
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_call_of_an_install_leaves_a_node_that_starts(tmp_path, require):
+    """A sample of the mutating calls between start and the end of an install; each time the node starts again, installs
+    (a second install on top of what the first one left), and is equal to the others."""
+    strace = require("strace")
+    with LocalCluster(tmp_path, 3, flags=SMALL_SNAPSHOTS) as cluster:
+        cluster.start()
+        follower = cluster.followers()[0]
+        empty = tmp_path / "behind"
+        follower.kill()
+        shutil.copytree(follower.directory, empty)
+        load(cluster.wait_leader(), 200, 500)
+        for number in range(60):
+            load(cluster.wait_leader(), 1, 10, f"step{number}-")
+        needs_snapshot(cluster, 10)
+        points = kill_points(tmp_path, cluster, follower, strace)
+        assert points > 20
+        sample = [points * n // 6 for n in range(1, 6)]
+        for point in sample:
+            # Behind again: what was there before the install. Its `starts` are made up for by a fresh directory below.
+            load(cluster.wait_leader(), 60, 200, f"more{point}-")
+            follower.wrapper = [strace, "-f", "-qq", "-o", "/dev/null", "-e", f"trace={MUTATING}"]
+            follower.wrapper += ["-e", f"inject={MUTATING}:signal=SIGKILL:when={point}"]
+            follower.start()
+            with contextlib.suppress(AssertionError):
+                wait_for("the kill", lambda: not follower.alive, 15)
+            stop_traced(follower) if follower.alive else None
+            follower.wrapper = []
+            follower.start()
+            wait_until_member(cluster, follower)
+            cluster.wait_equal(60)
+            follower.kill()
