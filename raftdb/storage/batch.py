@@ -10,7 +10,8 @@ head that LMDB holds; so they need no undoing.
 Digest: after each entry that changed something or folded an outcome in,
 
     digest = BLAKE2b-128(digest, index,
-                         for each space and changed key in order: CRC of the new value, or ~CRC of a deleted key,
+                         for each space and changed key in a fixed order: CRC of the new value, or ~CRC of a
+                         deleted key,
                          length and bytes of each folded outcome)
 
 It does not depend on how entries were grouped into batches, nor on reclaiming. `kv.state_digest()` is the other one:
@@ -19,7 +20,7 @@ over all that a client can see, from a full scan.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from heapq import merge
 from itertools import islice
@@ -29,7 +30,7 @@ import lmdb
 
 from raftdb.errors import Bug, Damaged
 from raftdb.storage import codec, keys
-from raftdb.storage.checksum import RESIDUE, crc32c_extend
+from raftdb.storage.checksum import RESIDUE, crc32c, crc32c_extend
 from raftdb.storage.codec import (
     EXPIRY,
     FIELDS,
@@ -62,7 +63,9 @@ if TYPE_CHECKING:
 
 PAGE_RECORDS_FIRST: Final = 64  # a Batch reads ranges in pages that grow
 PAGE_RECORDS_MAX: Final = 1024
-OVERLAY_RECORDS_MAX: Final = 20_000  # between entries; more are flushed
+OVERLAY_RECORDS_MAX: Final = 20_000  # in one space; more are flushed
+BREATH_RECORDS: Final = 512  # encoded, folded, written or reclaimed between two calls of `breathe`
+SORTED_KEYS_MAX: Final = 8192  # of one entry and space that are sorted at once for the digest
 _TABLE: Final = 7  # the pseudo space of the batch's own table: database -> keyspace, and the two counters
 _NEXT_COLLECTION: Final = "collection"
 _NEXT_KEYSPACE: Final = "keyspace"
@@ -70,8 +73,15 @@ _FOLDED: Final = (HEADS, FIELDS, ITEMS, SCORES)
 _MISSING: Final[Any] = object()
 
 
+def _no_breath() -> None:
+    return
+
+
 class Batch(Txn):
-    """The write transaction of the driver, behind write-back dicts. One at a time; commit() or abort() ends it."""
+    """The write transaction of the driver, behind write-back dicts. One at a time; commit() or abort() ends it.
+
+    `breathe` is called every BREATH_RECORDS records of long work; whoever sets it may do anything there but use kv.
+    """
 
     index: int  # of the entry being applied
     seed: int
@@ -96,12 +106,14 @@ class Batch(Txn):
         self._table[_NEXT_COLLECTION] = state.next_collection
         self._table[_NEXT_KEYSPACE] = state.next_keyspace
         self._over: list[dict[Any, Any]] = [self._heads, {}, {}, {}, {}, {}, {}, self._table]
-        self._entry: list[dict[Any, None]] = [{}, {}, {}, {}, {}, {}, {}, {}]  # changed by this entry
+        # Changed by this entry: key -> None, or, when flushed already, what the digest takes of the value.
+        self._entry: list[dict[Any, bytes | None]] = [{}, {}, {}, {}, {}, {}, {}, {}]
         self._changed_heads = self._entry[HEADS]
         self._encoded: list[dict[bytes, bytes | None]] = [{}, {}, {}, {}, {}, {}, {}]
-        self._undo: list[tuple[int, Any, Any, bool]] = []
+        self._undo: list[tuple[int, Any, Any, Any]] = []
         self._filled: dict[int, int] = {}  # space -> steps of the undo list whose preimages are filled in
         self._outcomes: list[bytes] = []
+        self.breathe: Callable[[], None] = _no_breath
 
     # --- entries and commands ----------------------------------------------------------------------------------------
 
@@ -110,8 +122,9 @@ class Batch(Txn):
         if index <= self.index or stamp < self.stamp:
             raise Bug(f"entry {index} (stamp {stamp}) cannot be applied after {self.index} (stamp {self.stamp})")
         self._end_entry()
-        if sum(map(len, self._over)) > OVERLAY_RECORDS_MAX:
+        if sum(map(len, self._over)) + len(self._base) > OVERLAY_RECORDS_MAX:
             self._flush()
+            self._base.clear()
         self.index, self.stamp, self.seed = index, stamp, seed
 
     def savepoint(self) -> None:
@@ -120,13 +133,15 @@ class Batch(Txn):
 
     def rollback(self) -> None:
         """Undo everything since savepoint(), begin() or the batch's beginning, whichever came last."""
-        for space, key, old, was_changed in reversed(self._undo):
+        for space, key, old, former in reversed(self._undo):
             if old is _MISSING:
                 self._over[space].pop(key, None)
             else:
                 self._over[space][key] = old
-            if not was_changed:
+            if former is _MISSING:
                 self._entry[space].pop(key, None)
+            else:
+                self._entry[space][key] = former
         self._forget_undo()
 
     def fold(self, outcome: bytes) -> None:
@@ -141,8 +156,9 @@ class Batch(Txn):
         for space in _FOLDED:
             changed = self._entry[space]
             if changed:
-                self._encode(space, changed)
-                digest.update(self._fold_space(space, sorted(changed)))
+                self._encode(space, list(changed))
+                for group in self._in_order(changed):
+                    digest.update(self._fold_space(space, group))
         for outcome in self._outcomes:
             digest.update(len(outcome).to_bytes(4, "little") + outcome)
         self._digest = digest.digest()
@@ -153,7 +169,30 @@ class Batch(Txn):
         for changed in self._entry:
             changed.clear()
 
-    def _encode(self, space: int, wanted: Any) -> None:
+    def _in_order(self, changed: dict[Any, bytes | None]) -> Iterator[list[bytes]]:
+        """The keys, sorted; many of them in groups of equal checksums, so that no sorting takes long."""
+        if len(changed) <= SORTED_KEYS_MAX:
+            yield sorted(changed)
+            return
+        groups: list[list[bytes]] = [[] for _ in range(256)]
+        for number, key in enumerate(changed):
+            groups[crc32c(key) & 255].append(key)
+            if number % BREATH_RECORDS == 0:
+                self.breathe()
+        for group in groups:
+            group.sort()
+            yield group
+            self.breathe()
+
+    def _encode(self, space: int, wanted: list[bytes]) -> None:
+        if len(wanted) <= BREATH_RECORDS:
+            self._encode_some(space, wanted)
+            return
+        for start in range(0, len(wanted), BREATH_RECORDS):
+            self._encode_some(space, wanted[start : start + BREATH_RECORDS])
+            self.breathe()
+
+    def _encode_some(self, space: int, wanted: list[bytes]) -> None:
         over, encoded = self._over[space], self._encoded[space]
         if space == HEADS:
             names = self._long_names
@@ -169,11 +208,17 @@ class Batch(Txn):
                 encoded[key] = None if body is None else body + crc32c_extend(salt, key + body).to_bytes(4, "little")
 
     def _fold_space(self, space: int, changed: list[bytes]) -> bytes:
-        encoded, salt, parts = self._encoded[space], codec.SALTS[space], []
+        encoded, entry, parts = self._encoded[space], self._entry[space], []
         for key in changed:
-            value = encoded[key] if key in encoded else self._stored(space, key)
-            parts.append((~crc32c_extend(salt, key) & 0xFFFFFFFF).to_bytes(4, "big") if value is None else value[-4:])
+            part = entry[key]
+            parts.append(self._fold_part(space, key, encoded[key]) if part is None else part)
         return b"".join(parts)
+
+    @staticmethod
+    def _fold_part(space: int, key: bytes, value: bytes | None) -> bytes:
+        if value is None:
+            return (~crc32c_extend(codec.SALTS[space], key) & 0xFFFFFFFF).to_bytes(4, "big")
+        return value[-4:]
 
     def _stored(self, space: int, key: bytes) -> bytes | None:
         try:
@@ -205,6 +250,9 @@ class Batch(Txn):
         key = self._head_key(db, name)
         if key in self._heads:
             return self._heads[key]
+        return self._head_in_lmdb(key)
+
+    def _head_in_lmdb(self, key: bytes) -> Head | None:
         if key in self._base:
             return self._base[key]
         return self._load(key)
@@ -227,15 +275,15 @@ class Batch(Txn):
         former: Head | None
         if old is not _MISSING:
             former = old
-        elif key in self._base:
-            former = self._base[key]
         else:
-            former = self._load(key)
+            former = self._head_in_lmdb(key)
         if former is not None and former.collection and drop and (head is None or head.collection != former.collection):
             self.put(GARBAGE, keys.garbage_collection(former.collection), bytes((former.type,)))
-        self._undo.append((HEADS, key, old, key in self._changed_heads))
+        self._undo.append((HEADS, key, old, self._changed_heads.get(key, _MISSING)))
         heads[key] = head
         self._changed_heads[key] = None
+        if len(heads) > OVERLAY_RECORDS_MAX:
+            self._flush_space(HEADS)
         if head is not None and 0 < head.expiry_ms < self._kv.earliest_ms:
             self._kv.earliest_ms = head.expiry_ms
         return former
@@ -283,7 +331,7 @@ class Batch(Txn):
         return number
 
     def _set_table(self, key: Any, value: Any) -> None:
-        self._undo.append((_TABLE, key, self._table[key], True))
+        self._undo.append((_TABLE, key, self._table[key], None))
         self._table[key] = value
 
     def _keyspace(self, db: int) -> bytes:
@@ -337,15 +385,19 @@ class Batch(Txn):
     def put(self, space: int, key: bytes, value: bytes) -> None:
         """Raw record of a space; heads have put_head()."""
         over, changed = self._over[space], self._entry[space]
-        self._undo.append((space, key, over.get(key, _MISSING), key in changed))
+        self._undo.append((space, key, over.get(key, _MISSING), changed.get(key, _MISSING)))
         over[key] = value
         changed[key] = None
+        if len(over) > OVERLAY_RECORDS_MAX:
+            self._flush_space(space)
 
     def delete(self, space: int, key: bytes) -> None:
         over, changed = self._over[space], self._entry[space]
-        self._undo.append((space, key, over.get(key, _MISSING), key in changed))
+        self._undo.append((space, key, over.get(key, _MISSING), changed.get(key, _MISSING)))
         over[key] = None
         changed[key] = None
+        if len(over) > OVERLAY_RECORDS_MAX:
+            self._flush_space(space)
 
     def scan(
         self, space: int, start: bytes, stop: bytes | None, reverse: bool = False
@@ -430,7 +482,7 @@ class Batch(Txn):
                 if not cursor.first():
                     break
                 removed += self._reclaim_one(cursor.key(), cursor.value(), records_max - removed)
-        except lmdb.Error as error:
+        except (lmdb.Error, Damaged) as error:
             raise self._kv.failed(error) from None
         return removed
 
@@ -457,6 +509,8 @@ class Batch(Txn):
             cursor.delete()
             found = bool(cursor.key())
             removed += 1
+            if removed % BREATH_RECORDS == 0:
+                self.breathe()
         return removed
 
     def _drop_collection_of(self, key: bytes, value: bytes) -> None:
@@ -479,11 +533,17 @@ class Batch(Txn):
         self._fill_preimages(space)
         encoded, changed = self._encoded[space], self._entry[space]
         self._encode(space, [key for key in over if key in changed or key not in encoded])
+        if space in _FOLDED:
+            for key in over:
+                if key in changed:
+                    changed[key] = self._fold_part(space, key, encoded[key])
         if space == HEADS:
             self._flush_derived()
         self._write(space, {key: encoded[key] for key in over})
         encoded.clear()
         over.clear()
+        if len(self._base) > OVERLAY_RECORDS_MAX:
+            self._base.clear()
 
     def _fill_preimages(self, flushed: int) -> None:
         """Replace "not in the overlay" in the undo list by what LMDB holds; each step is looked at once per space."""
@@ -497,7 +557,7 @@ class Batch(Txn):
 
     def _preimage(self, space: int, key: bytes) -> Any:
         if space == HEADS:
-            return self._base[key]
+            return self._head_in_lmdb(key)
         value = self._stored(space, key)
         return None if value is None else codec.unseal(space, key, value)
 
@@ -512,7 +572,7 @@ class Batch(Txn):
         expiry: dict[bytes, bytes | None] = {}
         key_count, expiring = self._keyspace_keys, self._keyspace_expiring
         for key, head in self._heads.items():
-            old = base[key]
+            old = base[key] if key in base else self._load(key)
             base[key] = head
             keyspace = key[:4]
             if (old is None) != (head is None):
@@ -533,11 +593,17 @@ class Batch(Txn):
         database = self._dbs[space]
         puts = sorted([(key, value) for key, value in values.items() if value is not None])
         try:
-            if puts:
+            if len(puts) <= BREATH_RECORDS:
                 self._txn.cursor(database).putmulti(puts)
+            else:
+                for start in range(0, len(puts), BREATH_RECORDS):
+                    self._txn.cursor(database).putmulti(puts[start : start + BREATH_RECORDS])
+                    self.breathe()
             if len(puts) < len(values):
-                for key in sorted([key for key, value in values.items() if value is None]):
+                for number, key in enumerate(sorted([key for key, value in values.items() if value is None])):
                     self._txn.delete(key, db=database)
+                    if number % BREATH_RECORDS == BREATH_RECORDS - 1:
+                        self.breathe()
         except lmdb.Error as error:
             raise self._kv.failed(error) from None
 

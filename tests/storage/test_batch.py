@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftdb.errors import Bug
+from raftdb.storage import batch as batch_module
 from raftdb.storage.kv import HASH, LIST, STRING, Head, KvStore
 from raftdb.storage.verify import verify_kv
 
@@ -30,14 +32,31 @@ def scratch():
     return Path(tempfile.mkdtemp(prefix="raftdb-kv-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 
 
-@given(program=m.programs, sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3), reclaim=st.integers(0, 7))
-def test_against_a_dictionary(program, sizes, reclaim):
+@contextmanager
+def small_overlay(records_max):
+    """Flush after a few records, in the middle of commands."""
+    usual = batch_module.OVERLAY_RECORDS_MAX
+    batch_module.OVERLAY_RECORDS_MAX = records_max
+    try:
+        yield
+    finally:
+        batch_module.OVERLAY_RECORDS_MAX = usual
+
+
+@given(
+    program=m.programs,
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    reclaim=st.integers(0, 7),
+    overlay_max=st.sampled_from([0, 1, 3, 20_000]),
+)
+def test_against_a_dictionary(program, sizes, reclaim, overlay_max):
     path = scratch()
     try:
         one = KvStore.open(path / "one", None, map_size_bytes=MAP)
         other = KvStore.open(path / "other", None, map_size_bytes=MAP)
         model, again = m.Model(), m.Model()
-        m.run(one, model, program, sizes, reclaim)
+        with small_overlay(overlay_max):
+            m.run(one, model, program, sizes, reclaim)
         m.run(other, again, program, [1])
         with one.view() as view:
             m.compare_all(view, model)
@@ -249,3 +268,40 @@ def test_iteration_over_what_the_loop_deletes(kv):
     assert seen == 300
     assert batch.count(0) == 0
     batch.abort()
+
+
+def test_long_work_breathes(kv):
+    breaths = []
+    batch = kv.batch()
+    batch.breathe = lambda: breaths.append(1)
+    batch.begin(1, 0, 0)
+    collection = batch.new_collection()
+    for number in range(50_000):
+        batch.put_item(collection, number, b"x")
+    batch.put_head(0, b"l", Head(LIST, 0, 0, b"", collection, 50_000, 0, 49_999))
+    assert len(breaths) > 50  # flushed on the way
+    before = len(breaths)
+    batch.commit(1, 1, 0, 0)
+    assert len(breaths) - before > 100
+    batch = kv.batch()
+    batch.breathe = lambda: breaths.append(1)
+    batch.begin(2, 0, 0)
+    batch.drop_head(0, b"l")
+    before = len(breaths)
+    assert batch.reclaim(60_000) == 50_001
+    assert len(breaths) - before > 90
+    batch.abort()
+
+
+def test_the_digest_of_many_changes_does_not_depend_on_their_order(tmp_path):
+    digests = set()
+    for turn in (1, -1):
+        store = KvStore.open(tmp_path / f"kv{turn}", None, map_size_bytes=MAP)
+        batch = store.batch()
+        batch.begin(1, 0, 0)
+        for number in list(range(9000))[::turn]:
+            batch.put_string(0, b"%d" % number, b"v")
+        batch.commit(1, 1, 0, 0)
+        digests.add(store.digest)
+        store.close(clean=False)
+    assert len(digests) == 1
