@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.sim import batch, gates, hunt
 from tests.sim.runner import Total
-from tests.sim.scope import Bounds, Search
+from tests.sim.scope import search
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -79,19 +79,14 @@ def seed_row(first: int, total: Total) -> dict[str, Any]:
 
 
 def scope(states: int) -> int:
-    """A small-scope search that is written into the ledger."""
-    bounds = Bounds(terms=3, entries=2, bag=6, crashes=2, again=1, reads=1, beats=1)
+    """Small-scope searches that are written into the ledger."""
     failed = False
-    for start in ("empty", "led"):
-        search = Search(bounds)
-        began = time.process_time()
-        first = search.first()
-        found = search.run(search.led(first) if start == "led" else first, states // 2, 1e9)
-        failed |= bool(found)
-        row = {"tool": "scope", "start": start, "bounds": bounds._asdict(), "states": len(search.seen)}
-        spent = round(time.process_time() - began)
-        append({**row, "steps": search.steps, "depth": search.depth, "cpu_s": spent, "verdict": found[:300] or "ok"})
-        print(f"{len(search.seen)} states from {start}, depth {search.depth}: {found or '0 violations'}", flush=True)
+    for outcome in search(states, 1e9):
+        failed |= bool(outcome.finding)
+        row = {"tool": "scope", "start": outcome.start, "bounds": outcome.bounds._asdict(), "states": outcome.states}
+        row |= {"steps": outcome.steps, "depth": outcome.depth, "cpu_s": round(outcome.cpu_s)}
+        append({**row, "verdict": outcome.finding[:300] or "ok"})
+        print(outcome, flush=True)
     return 1 if failed else 0
 
 
@@ -148,14 +143,8 @@ def ci(commit: str, seconds: float, jobs: int) -> int:
 
 
 def scope_share(deadline: float) -> tuple[int, str]:
-    states, found = 0, ""
-    for start in ("empty", "led"):
-        search = Search(Bounds())
-        first = search.first()
-        left = max(5.0, (deadline - time.monotonic()) / 3)
-        found = found or search.run(search.led(first) if start == "led" else first, CI_STATES // 2, left)
-        states += len(search.seen)
-    return states, found
+    outcomes = list(search(CI_STATES, max(10.0, (deadline - time.monotonic()) / 2)))
+    return sum(outcome.states for outcome in outcomes), next((o.finding for o in outcomes if o.finding), "")
 
 
 def seed_share(commit: str, deadline: float, jobs: int) -> Total:

@@ -474,7 +474,18 @@ LEASES = [
         "        if self.core.role is not Role.LEADER or not self.lease.holds(self.clock_ms()):\n"
         "            return False\n"
         "        self.lease_reads[op] = self.applied",
-        Patch(NODE, "        return view if self.lease.holds(self.clock_ms()) else None", "        return view"),
+        Patch(
+            NODE,
+            "        return view if view >= self.core.noop_index and self.lease.holds(self.clock_ms()) else None",
+            "        return view",
+        ),
+    ),
+    bug(
+        "lease-began-after-view",
+        "a read transaction from before the no-op was applied is served under the lease (found by this simulator)",
+        NODE,
+        "        return view if view >= self.core.noop_index and self.lease.holds(self.clock_ms()) else None",
+        "        return view if self.lease.holds(self.clock_ms()) else None",
     ),
     bug(
         "lease-survives-transfer",

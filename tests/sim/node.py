@@ -46,6 +46,7 @@ class SimNode:
         self.rate = rate  # of its clocks, against true time
         self.paused = False
         self.backlog: list[tuple[NodeRef, Message]] = []
+        self.parked: list[int] = []  # ops that came while it was paused
         self.inbox: list[tuple[NodeRef, Message]] = []
         self.writing: Ready | None = None
         self.overlap = world.settings.overlap
@@ -393,9 +394,12 @@ class SimNode:
         return True
 
     def lease_read(self, op: int) -> int | None:
-        """The state to answer from, if the lease still holds."""
+        """The state to answer from, if the lease holds, and began before the read transaction did.
+
+        (One that was opened before the no-op of the term was applied may lack what former leaders acknowledged.)
+        """
         view = self.lease_reads.pop(op)
-        return view if self.lease.holds(self.clock_ms()) else None
+        return view if view >= self.core.noop_index and self.lease.holds(self.clock_ms()) else None
 
     def serve(self) -> None:
         """Reads whose index is applied."""

@@ -5,17 +5,20 @@ messages that may be delivered in any order, twice, or never. A step is one of
 
     timeout n     node n's election timeout passes and it asks for votes
     deliver m     a message of the bag arrives (it leaves the bag; `again`: it stays, within a budget)
-    sync n        the flush under way at n returns
     propose n     the leader n takes a client's entry
-    crash n       n dies and starts again, with the transaction under way kept or lost, within a budget
     beat n        the leader n starts a heartbeat round
     read n        a client reads at n
+    crash n       n dies and starts again
+
+and what a step makes a node write is flushed before the step ends, or (within the budget of crashes) the node dies
+on the way: before the flush has returned, with the transaction kept or lost, in both cases after what may leave
+early has left. (That messages wait for a flush needs no steps of its own: they can wait in the bag.)
 
 After each step the judge looks at everything, as in a run from a seed; what he remembers (who led, who voted, what is
 committed) is part of the state. Clocks are taken out: between any two steps as much time may have passed as it takes to
 lose faith in a leader. (So nothing is learnt about leases here, and the pre-vote, which only saves time, is left out.)
 
-One search begins with three empty nodes, one where n1 leads and has committed its no-op with n2.
+One search begins with three empty nodes, the others where n1 leads and has committed its no-op with n2.
 
 A node is never changed in place: a step works on a clone. Nodes that agree in all that matters (`key_of`) are kept
 once, so a state is three references, the bag, and the judge's memory.
@@ -60,6 +63,8 @@ class Bounds(NamedTuple):
     reads: int = 1
     beats: int = 1
 
+
+FLUSHED, LOST, KEPT = ENDS = ("flushed", "dies before the flush", "dies after the flush")
 
 Sent = tuple[NodeRef, NodeRef, Message]
 Past = tuple[Any, ...]
@@ -299,14 +304,17 @@ class Search:
             following: list[tuple[State, Any]] = []
             for state, path in frontier:
                 for step in self.actions(state):
-                    self.steps += 1
-                    try:
-                        reached = self.act(state, *step)
-                    except Exception as error:  # whatever it is, it is a finding
-                        rule, text, where = explain(error)
-                        return f"{rule}: {text}\n{where}\n{tell((path, step))}"
-                    if reached is not None:
-                        following.append((reached, (path, step)))
+                    for end in ENDS if state.used[1] < self.bounds.crashes else ENDS[:1]:
+                        self.steps += 1
+                        try:
+                            reached, wrote = self.act(state, *step, end)
+                        except Exception as error:  # whatever it is, it is a finding
+                            rule, text, where = explain(error)
+                            return f"{rule}: {text}\n{where}\n{tell((path, (*step, end)))}"
+                        if reached is not None:
+                            following.append((reached, (path, (*step, end))))
+                        if not wrote:
+                            break
                 if len(self.seen) >= states_max or time.monotonic() > deadline:
                     return ""
             frontier = following
@@ -320,42 +328,31 @@ class Search:
 
     def led(self, state: State) -> State:
         """n1 leads term 1 and has committed its no-op with n2; n3 has heard nothing yet."""
-        for name, number in (("timeout", 0), ("sync", 0), ("deliver", 1), ("sync", 1), ("deliver", 0), ("sync", 0)):
-            state = self.force(state, name, number)
-        for name, number in (("deliver", 1), ("deliver", 1), ("sync", 1), ("deliver", 0), ("deliver", 0)):
-            state = self.force(state, name, number)
+        state = self.force(state, "timeout", 0, None)
+        while state.bag:
+            state = self.force(state, "deliver", REFS.index(state.bag[0][1]), (0, False))
         if state.nodes[0].core.role is not Role.LEADER or state.nodes[0].applied != 1:
             raise AssertionError("n1 should lead by now")
         return state._replace(bag=(), used=(0, 0, 0, 0, 0))
 
-    def force(self, state: State, name: str, number: int) -> State:
-        """One step; for a delivery the first message for that node. n3 hears nothing."""
-        argument = None
-        if name == "deliver":
-            argument = (next(n for n, sent in enumerate(state.bag) if sent[1] == REFS[number]), False)
-        reached = self.act(state, name, number, argument)
+    def force(self, state: State, name: str, number: int, argument: Any) -> State:
+        """One step. n3 hears nothing."""
+        reached, _ = self.act(state, name, number, argument, FLUSHED)
         if reached is None:
-            raise AssertionError(f"{name} {number} leads nowhere")
+            raise AssertionError(f"{name} {number} leads nowhere new")
         return reached._replace(bag=tuple(sent for sent in reached.bag if REFS[2] not in sent[:2]))
 
     def actions(self, state: State) -> Iterator[tuple[str, int, Any]]:
         bounds = self.bounds
         entries, crashes, again, reads, beats = state.used
         for number, (_, to, _) in enumerate(state.bag):
-            target = REFS.index(to)
-            if state.nodes[target].writing is None:
-                yield "deliver", target, (number, False)
-                if again < bounds.again:
-                    yield "deliver", target, (number, True)
+            yield "deliver", REFS.index(to), (number, False)
+            if again < bounds.again:
+                yield "deliver", REFS.index(to), (number, True)
         for number, node in enumerate(state.nodes):
             core = node.core
             if crashes < bounds.crashes:
-                yield "crash", number, False
-                if node.writing is not None:
-                    yield "crash", number, True
-            if node.writing is not None:
-                yield "sync", number, None
-                continue
+                yield "crash", number, None
             if core.role is not Role.LEADER and core.term < bounds.terms:
                 yield "timeout", number, None
             if core.role is Role.LEADER:
@@ -366,8 +363,8 @@ class Search:
             if reads < bounds.reads and core.leader is not None:
                 yield "read", number, reads
 
-    def act(self, state: State, name: str, number: int, argument: Any) -> State | None:
-        """One step on a clone; None when the state it leads to is known."""
+    def act(self, state: State, name: str, number: int, argument: Any, end: str) -> tuple[State | None, bool]:
+        """One step on a clone: (the state it leads to, None if it is known; was anything written)."""
         scope = self.scope
         scope.remember(state.past)
         node = clone_node(state.nodes[number])
@@ -377,6 +374,13 @@ class Search:
         scope.out = []
         bag, used = list(state.bag), list(state.used)
         node = self.do(node, name, argument, bag, used)
+        wrote = node.writing is not None
+        if wrote and end == FLUSHED:
+            while node.writing is not None:
+                node.synced()
+        elif wrote:
+            used[1] += 1
+            node = self.crash(node, end == KEPT)
         settle_clocks(node)
         for sent in scope.out:
             if sent not in bag and len(bag) < self.bounds.bag:
@@ -386,10 +390,10 @@ class Search:
         past = scope.past()
         key = hash((*[self.keys[id(n)] for n in nodes], frozenset(bag), *used, past))
         if key in self.seen:
-            return None
+            return None, wrote
         self.seen.add(key)
-        self.kinds[name] += 1
-        return State(tuple(nodes), past, tuple(bag), tuple(used))
+        self.kinds[name if end == FLUSHED else f"{name}, {end}"] += 1
+        return State(tuple(nodes), past, tuple(bag), tuple(used)), wrote
 
     def do(self, node: SimNode, name: str, argument: Any, bag: list[Sent], used: list[int]) -> SimNode:
         core = node.core
@@ -400,8 +404,6 @@ class Search:
             else:
                 del bag[argument[0]]
             node.receive(sender, message)
-        elif name == "sync":
-            node.synced()
         elif name == "timeout":
             candidate.elect(core, transfer=False)
             node.turn()
@@ -422,7 +424,7 @@ class Search:
             node.turn()
         else:
             used[1] += 1
-            node = self.crash(node, argument)
+            node = self.crash(node, False)
         return node
 
     def crash(self, node: SimNode, keep: bool) -> SimNode:
@@ -432,6 +434,8 @@ class Search:
         disk.pending.clear()
         node = SimNode(self.scope, node.ref, disk, self.scope.config, node.life + 1, 1.0)  # type: ignore[arg-type]
         node.turn()
+        while node.writing is not None:
+            node.synced()
         return node
 
 
@@ -440,26 +444,55 @@ def tell(path: Any) -> str:
     lines: list[str] = []
     while path:
         path, step = path
-        lines.append(f"{step[0]} {IDS[step[1]]} {step[2] if step[2] is not None else ''}")
+        lines.append(f"{step[0]} {IDS[step[1]]} {step[2] if step[2] is not None else ''} {step[3]}")
     return "\n".join(reversed(lines))
 
 
-def main(states_max: int, seconds_max: float, bounds: Bounds = Bounds()) -> int:  # noqa: B008 - immutable
-    """Half of the states from three empty nodes, half from a leader at work."""
-    failed = False
-    for number, name in enumerate(("from three empty nodes", "from a leader at work")):
-        search = Search(bounds)
-        first = search.first()
-        started = time.process_time()
-        found = search.run(search.led(first) if number else first, states_max // 2, seconds_max / 2)
-        spent = time.process_time() - started
-        rate = len(search.seen) / spent if spent else 0
-        failed |= bool(found)
-        print(f"{name}, {bounds}: last steps {dict(search.kinds)}; {dict(search.scope.found)}")
-        print(
-            f"{len(search.seen)} states, {search.steps} steps, depth {search.depth} done, "
-            f"{rate:,.0f} states per CPU-second: {'1 violation' if found else '0 violations'}"
+#: (where a search begins, its bounds): what one of them has no room for, another looks at.
+SEARCHES = (
+    ("led", Bounds(terms=3, entries=1, bag=4, crashes=0, again=0, reads=0, beats=0)),
+    ("led", Bounds(terms=3, entries=2, bag=4, crashes=1, again=0, reads=0, beats=0)),
+    ("led", Bounds(terms=2, entries=1, bag=5, crashes=0, again=0, reads=1, beats=1)),
+    ("empty", Bounds(terms=3, entries=1, bag=5, crashes=1, again=1, reads=0, beats=0)),
+)
+
+
+class Outcome(NamedTuple):
+    """What came of one search."""
+
+    start: str
+    bounds: Bounds
+    states: int
+    steps: int
+    depth: int
+    cpu_s: float
+    finding: str
+
+    def __str__(self) -> str:
+        rate = self.states / self.cpu_s if self.cpu_s else 0
+        return (
+            f"{self.start}, {self.bounds}: {self.states} states, {self.steps} steps, depth {self.depth} done, "
+            f"{rate:,.0f} states per CPU-second: {self.finding or '0 violations'}"
         )
-        if found:
-            print(found)
-    return 1 if failed else 0
+
+
+def search(states_max: int, seconds_max: float) -> Iterator[Outcome]:
+    """All searches, each with its part of the states."""
+    for start, bounds in SEARCHES:
+        one = Search(bounds)
+        began = time.process_time()
+        first = one.first()
+        found = one.run(
+            one.led(first) if start == "led" else first, states_max // len(SEARCHES), seconds_max / len(SEARCHES)
+        )
+        yield Outcome(start, bounds, len(one.seen), one.steps, one.depth, time.process_time() - began, found)
+
+
+def main(states_max: int, seconds_max: float) -> int:
+    states, findings = 0, 0
+    for outcome in search(states_max, seconds_max):
+        print(outcome, flush=True)
+        states += outcome.states
+        findings += bool(outcome.finding)
+    print(f"{states} states, {findings} violations")
+    return 1 if findings else 0

@@ -124,7 +124,7 @@ class World:
 
     def _core_config(self) -> CoreConfig:
         s = self.settings
-        low, high, beat = (4, 8, 1) if s.hasty else (15, 30, 2)
+        low, high, beat = ((15, 30, 2), (4, 8, 1), (3, 4, 1))[s.haste]
         return CoreConfig(
             heartbeat_ticks=beat,
             election_ticks_min=low,
@@ -236,6 +236,8 @@ class World:
                 return
         node.turn()
         self.later(self.rng.randrange(TICK) + 1, self.do_tick, node_id, life)
+        if self.settings.reads and life > 1 and not self.quiet:
+            self.draw_read(node_id)
 
     def do_tick(self, node_id: str, life: int) -> None:
         node = self.nodes[node_id]
@@ -283,11 +285,18 @@ class World:
             self.judge.counts["pauses"] += 1
 
     def do_resume(self, node_id: str, life: int) -> None:
-        """What has piled up comes first, then the clock is seen to have moved on."""
+        """Clients' requests, then what peers have sent, and only then the clock is seen to have moved on."""
         node = self.nodes[node_id]
         if node is None or not self.same(node, life) or not node.paused or node_id in self.held:
             return
         node.paused = False
+        for op in list(node.lease_reads):
+            self.do_lease_read(op, node_id, life)
+        parked, node.parked = node.parked, []
+        for op in parked:
+            self.do_request(op, node_id)
+            if op in node.lease_reads:
+                self.do_lease_read(op, node_id, life)
         backlog, node.backlog = node.backlog, []
         for sender, message in backlog:
             node.receive(sender, message)
@@ -502,11 +511,19 @@ class World:
         client.op = op
         self._request(client)
 
+    def draw_read(self, node_id: str) -> None:
+        """Somebody reads at a node that has just started: an answer to its former life may still be under way."""
+        op = self.next_op = self.next_op + 1
+        self.later(self.spread(10 * MS), self.do_op, op, len(self.clients), self.rng.randrange(KEYS), True, False)
+        self.clients.append(Client(len(self.clients)))
+        self.later(30 * MS, self.do_request, op, node_id)
+        self.later(self.settings.patience, self.do_give_up, op)
+
     def do_op(self, op: int, number: int, key: int, read: bool, lease: bool) -> None:
         token = self.history.invoke((number, self.unknown), key, "read" if read else "write", None if read else op)
         self.ops[op] = Op(number, key, read, lease, self.judge.acknowledged, token)
-        if number == len(self.clients):
-            self.clients.append(Client(number))
+        while number >= len(self.clients):
+            self.clients.append(Client(len(self.clients)))
         self.clients[number].op = op
         self.clients[number].tries = 0
 
@@ -521,7 +538,11 @@ class World:
         if op not in self.ops:
             return
         node, wanted = self.nodes[node_id], self.ops[op]
-        if node is None or node.paused or wanted.done:
+        if node is None or wanted.done:
+            return
+        if node.paused:
+            if len(node.parked) < 20:
+                node.parked.append(op)
             return
         if not wanted.read:
             if not node.write(op):
@@ -529,7 +550,7 @@ class World:
             node.turn()
             return
         if wanted.lease and node.open_lease_read(op):
-            self.later(self.spread(MS), self.do_lease_read, op, node_id, node.life)
+            self.later(self.spread(MS if op & 1 else 20 * MS), self.do_lease_read, op, node_id, node.life)
             return
         self.ask_index(node, op)
 
@@ -544,8 +565,7 @@ class World:
         if node is None or not self.same(node, life) or op not in node.lease_reads or self.ops[op].done:
             return
         if node.paused:
-            self.later(10 * MS, self.do_lease_read, op, node_id, life)
-            return
+            return  # it goes on when the node does
         view = node.lease_read(op)
         if view is None:
             self.ask_index(node, op)
