@@ -18,7 +18,7 @@ from raftdb.consensus.messages import Append, Envelope, Message
 from raftdb.consensus.progress import Progress
 from raftdb.consensus.reads import Reads
 from raftdb.consensus.ready import ReadReady, Ready, RoleChange
-from raftdb.errors import Bug, RaftdbError
+from raftdb.errors import Bug, RaftdbError, UsageError
 from raftdb.types import ChainOf, HardState, Membership, NodeRef, Role, SnapshotMeta
 
 RETIRED_MAX = 1024
@@ -37,7 +37,6 @@ class CoreConfig(NamedTuple):
     inflight_messages_max: int = 16  # appends under way per follower: 1, 2, 16
     inflight_bytes_max: int = 4 << 20
     append_bytes_max: int = 1 << 20  # one Append holds at most this, but always one entry
-    append_entries_max: int = 1024
     catch_up_bytes_per_turn: int = 256 << 10  # read back from the log between two inputs, all followers together
     uncommitted_bytes_max: int = 64 << 20  # propose raises Busy above it
     reads_waiting_max: int = 100_000
@@ -45,6 +44,18 @@ class CoreConfig(NamedTuple):
     snapshot_retry_ticks: int = 40
     term_jump_max: int = 1 << 32  # a message whose term is further ahead is refused
     promote_learners: bool = True
+
+
+def check_config(config: CoreConfig) -> None:
+    """Raises UsageError for limits and timers with which no cluster works."""
+    for name, value in config._asdict().items():
+        if name != "promote_learners" and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}")
+    if not config.heartbeat_ticks < config.election_ticks_min <= config.election_ticks_max:
+        raise UsageError(
+            "the election timeout must be longer than the time between heartbeats, and not end before it begins: "
+            f"heartbeat {config.heartbeat_ticks}, election {config.election_ticks_min}-{config.election_ticks_max} ticks"
+        )
 
 
 class NotLeader(RaftdbError):
@@ -151,6 +162,7 @@ class State:
         stamp: int,
         snapshot: SnapshotMeta | None,
     ) -> None:
+        check_config(config)
         self.me = me
         self.config = config
         self.log = RaftLog(log, chain_of, stamp)

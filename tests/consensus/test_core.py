@@ -22,7 +22,7 @@ from raftdb.consensus.messages import (
     VoteRequest,
     check,
 )
-from raftdb.errors import Bug, Damaged, PeerError
+from raftdb.errors import Bug, Damaged, PeerError, UsageError
 from raftdb.types import Entry, Kind, Membership, NodeRef, Proposal, Role
 from tests.consensus.cluster import Disk, Node, chain_of, commands, membership_of, ref
 from tests.consensus.test_handlers import PLAUSIBLE, in_role
@@ -231,6 +231,22 @@ def test_a_start_that_contradicts_itself() -> None:
     disk.applied = 7
     with pytest.raises(Bug, match="start"):
         Node("n1", disk, CoreConfig())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"inflight_messages_max": 0},
+        {"append_bytes_max": -1},
+        {"heartbeat_ticks": 15},
+        {"election_ticks_min": 31},
+        {"election_ticks_max": 14},
+    ],
+)
+def test_settings_with_which_nothing_works(wrong: dict[str, int]) -> None:
+    config = CoreConfig()._replace(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=next(iter(wrong)).split("_")[0]):
+        Node("n1", Disk(membership_of("n1")), config)
 
 
 def test_the_last_term_is_never_left() -> None:
