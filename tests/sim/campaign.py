@@ -7,7 +7,9 @@ to the core, the seeds, the events, the verdict. Hours add up over many runs; se
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -40,29 +42,49 @@ def entries() -> list[dict[str, Any]]:
     return [json.loads(line) for line in LEDGER.read_text().splitlines() if line]
 
 
-def append(row: dict[str, Any]) -> None:
-    stamp = {
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": git("rev-parse", "--short=12", "HEAD"),
-        "core": git("log", "-1", "--format=%h", "--", "raftdb/consensus"),
-        "clean": not git("status", "--porcelain", "--", "raftdb/consensus", "tests/sim/*.py"),
-    }
-    with LEDGER.open("a") as file:
-        file.write(json.dumps({**stamp, **row}) + "\n")
+def core_commit() -> str:
+    return git("log", "-1", "--format=%h", "--", "raftdb/consensus")
+
+
+class Ledger:
+    """What was tested is what this process has loaded: the commit is the one it found when it began."""
+
+    def __init__(self) -> None:
+        self.commit = git("rev-parse", "--short=12", "HEAD")
+        self.core = core_commit()
+        self.clean = not git("status", "--porcelain", "--", "raftdb/consensus", "tests/sim/*.py")
+
+    def append(self, row: dict[str, Any]) -> None:
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        stamp = {"when": when, "commit": self.commit, "core": self.core, "clean": self.clean}
+        with LEDGER.open("a") as file:
+            file.write(json.dumps({**stamp, **row}) + "\n")
+
+    def outdated(self) -> bool:
+        """Has the core moved on since?"""
+        return core_commit() != self.core
 
 
 def main(seconds: float, jobs: int) -> int:
-    """Slices of new seeds until the time is up (0: for ever), or something is found."""
+    """Slices of new seeds until the time is up (0: for ever), or something is found.
+
+    When the core has changed meanwhile, the next slice begins in a new process.
+    """
+    ledger = Ledger()
     deadline = time.monotonic() + (seconds or 1e9)
     while time.monotonic() < deadline:
         first = max((row["seeds"][1] + 1 for row in entries() if "seeds" in row), default=FIRST_SEED)
         total = batch.run(
             range(first, first + SLICE_SEEDS), EVENTS, jobs, min(SLICE_SECONDS, deadline - time.monotonic()), 1
         )
-        append(seed_row(first, total))
+        ledger.append(seed_row(first, total))
         print(batch.report(total, EVENTS), flush=True)
         if total.failures:
             return 1
+        if ledger.outdated():
+            left = f"{max(1.0, deadline - time.monotonic()):.0f}" if seconds else "0"
+            command = [sys.executable, "-m", "tests.sim", "campaign", "--seconds", left, "--jobs", str(jobs)]
+            os.execv(sys.executable, command)
     print(summary())
     return 0
 
@@ -80,19 +102,19 @@ def seed_row(first: int, total: Total) -> dict[str, Any]:
 
 def scope(states: int) -> int:
     """Small-scope searches that are written into the ledger."""
-    failed = False
+    failed, ledger = False, Ledger()
     for outcome in search(states, 1e9):
         failed |= bool(outcome.finding)
         row = {"tool": "scope", "start": outcome.start, "bounds": outcome.bounds._asdict(), "states": outcome.states}
         row |= {"steps": outcome.steps, "depth": outcome.depth, "cpu_s": round(outcome.cpu_s)}
-        append({**row, "verdict": outcome.finding[:300] or "ok"})
+        ledger.append({**row, "verdict": outcome.finding[:300] or "ok"})
         print(outcome, flush=True)
     return 1 if failed else 0
 
 
 def summary() -> str:
     """What the ledger adds up to, for the core as it is now and in all."""
-    core = git("log", "-1", "--format=%h", "--", "raftdb/consensus")
+    core = core_commit()
     rows = entries()
     parts = []
     for name, chosen in (("this core", [r for r in rows if r["core"] == core]), ("all", rows)):

@@ -120,9 +120,9 @@ class SimNode:
             if self.role is Role.LEADER:
                 self.judge.matched(self, sender)
         elif kind is HeartbeatReply:
-            self.clocks.hear(sender, message[3], self.clock_ms())
+            self.clocks.hear(sender, message.wall_ms, self.clock_ms())  # type: ignore[union-attr]
         elif kind is Heartbeat and self.core.leader == sender:
-            self.target_ms, self.target_at_ms = message[3], self.clock_ms()
+            self.target_ms, self.target_at_ms = message.wall_ms, self.clock_ms()  # type: ignore[union-attr]
 
     def tick(self) -> None:
         if self.writing is not None and not self.overlap:

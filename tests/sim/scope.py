@@ -64,6 +64,7 @@ class Bounds(NamedTuple):
     beats: int = 1
 
 
+LATER = 1_000  # ticks: whatever was sent and not answered was sent long ago
 FLUSHED, LOST, KEPT = ENDS = ("flushed", "dies before the flush", "dies after the flush")
 
 Sent = tuple[NodeRef, NodeRef, Message]
@@ -88,7 +89,6 @@ class Scope:
             heartbeat_ticks=1,
             election_ticks_min=2,
             election_ticks_max=2,
-            resend_ticks=0,
             inflight_messages_max=2,
             promote_learners=False,
         )
@@ -224,12 +224,14 @@ def clone_slots(old: Any, new: Any, names: tuple[str, ...], values: Any) -> Any:
 def settle_clocks(node: SimNode) -> None:
     """Take out of a node how many ticks have passed, so that states that differ in nothing else are one."""
     core = node.core
-    core.ticks = core.elapsed = core.heartbeat_elapsed = core.open_ticks = 0
+    core.elapsed = core.heartbeat_elapsed = core.open_ticks = 0
+    core.ticks = LATER
     core.contact = core.timeout = core.config.election_ticks_min
     core.chance.state = 7
     node.matches.clear()
     for peer in (core.own, *core.others):
-        peer.heard_tick = peer.offer_tick = peer.probe_tick = peer.goal_tick = 0
+        peer.heard_tick = peer.goal_tick = LATER
+        peer.offer_tick = peer.probe_tick = 0
         peer.goal = 0
         if peer.inflight:
             peer.inflight = deque((last, size, number, 0) for last, size, number, _ in peer.inflight)
