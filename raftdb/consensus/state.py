@@ -51,10 +51,11 @@ def check_config(config: CoreConfig) -> None:
     for name, value in config._asdict().items():
         if name != "promote_learners" and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")
-    if not config.heartbeat_ticks < config.election_ticks_min <= config.election_ticks_max:
+    heartbeat, low, high = config.heartbeat_ticks, config.election_ticks_min, config.election_ticks_max
+    if not heartbeat < low <= high:
         raise UsageError(
             "the election timeout must be longer than the time between heartbeats, and not end before it begins: "
-            f"heartbeat {config.heartbeat_ticks}, election {config.election_ticks_min}-{config.election_ticks_max} ticks"
+            f"heartbeat {heartbeat}, election {low}-{high} ticks"
         )
 
 

@@ -167,6 +167,18 @@ def test_a_late_confirmation_never_shortens() -> None:
     assert lease.until_ms == 1_700
 
 
+def test_a_view_from_before_the_lease_is_not_answered_from() -> None:
+    """Found by the simulator: opened at 4, before the no-op 6 and the predecessor's entry 5 were applied."""
+    lease = a_lease()
+    lease.before_send(ready(1), 1_000)
+    lease.after_persist(released(1, 1))
+    assert not lease.holds_for(4, 6, 1_100)
+    assert not lease.holds_for(5, 6, 1_100)
+    assert lease.holds_for(6, 6, 1_100)
+    assert not lease.holds_for(6, 6, 1_600)
+    assert not lease.holds_for(0, 0, 1_100), "never led"
+
+
 def test_memory_is_bounded() -> None:
     lease = a_lease()
     for number in range(1, 10 * ROUNDS_MAX):
