@@ -36,7 +36,7 @@ from ..errors import Bug, CommandError, Damaged, RaftdbError
 from ..storage.keys import DATABASES
 from ..storage.kv import Batch, KvStore, Txn
 from ..types import NULL_ARRAY, Entry, Kind, Reply
-from .context import Context, LocalContext, ServerPort, SessionPort, StampBehind, no_breath
+from .context import Context, LocalContext, Paced, ServerPort, SessionPort, StampBehind, no_breath
 from .table import READ, WRITE, Command, Table
 
 PAYLOAD_VERSION: Final = 1
@@ -135,9 +135,11 @@ class Machine:
     ) -> list[Reply]:
         """Execute one entry on the batch and return one reply per item (CommandErrors as values).
 
+        `breathe` is called every 64 records, and by the batch in long work of its own; it must not touch kv.
         `items` None: decoded from the payload. The caller commits the batch, after as many entries as it likes.
         Raises UnknownCommand, StorageError and the exceptions named above: the node must stop.
         """
+        batch.breathe = breathe
         batch.begin(entry.index, entry.stamp, entry.seed)
         for db, name in batch.due(entry.stamp, EXPIRED_KEYS_PER_ENTRY_MAX):
             batch.drop_head(db, name)
@@ -146,7 +148,7 @@ class Machine:
         if entry.kind == Kind.COMMANDS:
             if items is None:
                 items = self.decode(entry.payload)
-            words = self._apply_items(entry, items, batch, breathe, replies)
+            words = self._apply_items(entry, items, batch, Paced(breathe), replies)
         batch.reclaim(RECLAIMED_RECORDS_PER_ENTRY + words)
         return replies
 

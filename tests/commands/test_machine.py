@@ -387,6 +387,19 @@ def test_a_large_key_goes_at_once_and_its_records_in_portions(replica):
         assert not list(view.scan(2, b"", None))
 
 
+def test_long_work_breathes_all_the_way_through(replica):
+    """Between two breaths at apply, and in the commit that follows, only a bounded number of records is touched."""
+    breaths = []
+    request = replica.request("RPUSH", "l", *range(30_000))
+    batch = replica.kv.batch()
+    entry = Entry(1, 1, Kind.COMMANDS, replica.now_ms, 0, b"", 0)
+    assert replica.machine.apply(entry, [request], batch, lambda: breaths.append("apply")) == [30_000]
+    at_apply = len(breaths)
+    batch.commit(1, 1, replica.now_ms, 0)
+    assert at_apply >= 30_000 // 64
+    assert len(breaths) - at_apply >= 10_000 // 512
+
+
 def test_an_empty_table_knows_nothing(make_replica):
     replica = make_replica(Table())
     assert "unknown command 'GET'" in str(replica("GET", "a"))
