@@ -410,13 +410,32 @@ class Log:
             return state
         base = Point(meta.index, meta.term, meta.chain, meta.stamp)
         if persist.keep_suffix:
-            if not self.first - 1 <= meta.index <= self.last or self.term(meta.index) != meta.term:
-                raise Bug(f"a snapshot of entry {meta.index} is to keep a suffix that does not match it")
+            self._check_suffix(meta)
             tail = state.tail if meta.index < self.last else base
         else:
             tail = base
         before = state.snapshot if state.snapshot is None or state.snapshot.name != meta.name else state.before
         return state._replace(base=base, tail=tail, snapshot=meta, before=before)
+
+    def _check_suffix(self, meta: SnapshotMeta) -> None:
+        """What stays above the snapshot must follow it. Its own entry may be the damaged one: then the next one's
+        chain tells. Raises Bug."""
+        wrong = Bug(f"a snapshot of entry {meta.index} is to keep a suffix that does not match it")
+        if not self.first - 1 <= meta.index <= self.last:
+            raise wrong
+        try:
+            matches = self.term(meta.index) == meta.term
+        except EntryDamaged:
+            following = self._readable(meta.index + 1)
+            matches = following is not None and _chain(meta.chain, following) == following.chain
+        if not matches:
+            raise wrong
+
+    def _readable(self, index: int) -> Entry | None:
+        try:
+            return self.entries(index, index, 1)[0]
+        except (EntryDamaged, IndexError):
+            return None
 
     def _after_truncate(self, state: Meta, persist: Persist) -> Meta:
         index = persist.truncate_from
@@ -424,7 +443,10 @@ class Log:
             return state
         if index <= state.base.index:
             raise Bug(f"truncation from {index} would cut into the base of the log, {state.base.index}")
-        return state._replace(tail=state.base if index - 1 == state.base.index else self._point_now(index - 1))
+        if index - 1 == state.base.index:
+            return state._replace(tail=state.base)
+        refill = next((entry for entry in persist.rewrite if entry.index == index - 1), None)
+        return state._replace(tail=self._point_now(index - 1) if refill is None else point_of(refill))
 
     def _point_now(self, index: int) -> Point:
         entry = self._cache.get(index)
@@ -482,7 +504,12 @@ class Log:
 
         Raises Bug when it stands for an entry that the log does not know, DiskFull, StorageError.
         """
-        if not self.first - 1 <= meta.index <= self.last or self.term(meta.index) != meta.term:
+        entry = self._readable(meta.index)
+        known = (
+            self._state.base if meta.index == self.first - 1 else self._state.tail if meta.index == self.last else None
+        )
+        term = known.term if known is not None else entry.term if entry is not None else meta.term
+        if not self.first - 1 <= meta.index <= self.last or term != meta.term:
             raise Bug(f"snapshot {meta.name} of entry {meta.index}@{meta.term} does not belong to this log")
         state = self._state._replace(snapshot=meta, before=self.snapshot)
         with _transaction(self._environment) as transaction:
@@ -492,14 +519,22 @@ class Log:
     def trim(self, first: int, records_max: int) -> int:
         """Drop entries below `first`, at most `records_max` of them, synced. Returns how many went; 0: nothing left.
 
-        Raises EntryDamaged when the entry that would become the base is damaged, DiskFull, StorageError.
+        An entry that is damaged cannot become the base; the one before becomes it then. Raises DiskFull, StorageError.
         """
         first = min(first, self.last + 1)
         lowest = self._lowest_stored()
         if lowest is None or lowest >= first:
             return 0
         end = min(first, lowest + records_max)  # the first entry that stays this time
-        base = self._state.base if end - 1 <= self._state.base.index else self._point_now(end - 1)
+        base = self._state.base
+        while end - 1 > self._state.base.index:
+            try:
+                base = self._point_now(end - 1)
+                break
+            except EntryDamaged:
+                end -= 1
+        if end <= lowest:
+            return 0
         state = self._state._replace(base=base)
         with _transaction(self._environment) as transaction:
             for index in range(lowest, end):

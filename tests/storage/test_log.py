@@ -343,3 +343,50 @@ def test_bytes_after_follows_what_was_appended(path):
     log.commit(persist(truncate_from=51))
     assert abs(log.bytes_after(0) - half) < 1 << 20
     log.close()
+
+
+def broken_log(path, count, index):
+    """A log of `count` entries whose entry `index` is damaged."""
+    log = make(path)
+    made = entries(1, count)
+    log.commit(persist(entries=made))
+    log.close()
+    tamper(path, b"entries", lambda txn, db: txn.put(records.key(index), b"rot", db=db))
+    return Log.open(path, map_size_bytes=MAP_BYTES), made
+
+
+def test_a_snapshot_of_a_damaged_entry_keeps_the_suffix_that_follows_it(path):
+    log, made = broken_log(path, 10, 6)
+    with pytest.raises(Bug):
+        log.commit(persist(install=snapshot_meta(6, 1, 12345), keep_suffix=True))
+    log.commit(persist(install=snapshot_meta(6, 1, made[5].chain), keep_suffix=True))
+    assert (log.first, log.last, log.check(6)) == (7, 10, [])
+    log = reopen(log, path)
+    assert log.entries(7, 10, 10**9) == list(made[6:])
+    log.close()
+
+
+def test_a_refill_and_a_truncation_behind_it_in_one_commit(path):
+    log, made = broken_log(path, 10, 6)
+    new = entries(7, 2, made[5].chain, term=2)
+    log.commit(persist(truncate_from=7, rewrite=(made[5],), entries=new))
+    assert log.entries(1, 8, 10**9) == [*made[:6], *new]
+    assert log.check(0) == []
+    log.close()
+
+
+def test_a_damaged_entry_does_not_become_the_base(path):
+    log, made = broken_log(path, 10, 6)
+    assert log.trim(7, 100) == 5
+    assert (log.first, log.term(5), log.chain(5)) == (6, 1, made[4].chain)
+    assert log.trim(9, 100) == 3
+    assert (log.first, log.check(8)) == (9, [])
+    log.close()
+
+
+def test_a_snapshot_heals_what_lies_below_it(path):
+    log, made = broken_log(path, 10, 6)
+    log.add_snapshot(snapshot_meta(6, 1, made[5].chain))
+    with pytest.raises(Bug):
+        log.add_snapshot(snapshot_meta(7, 2, made[6].chain))
+    log.close()
