@@ -355,6 +355,11 @@ class Node:
 
     def _snapshot_made(self, meta: SnapshotMeta) -> None:
         """Driver: a durable file that may be the base of the log."""
+        if meta.index < self.data.log.first - 1:
+            # The leader's snapshot was installed while the child wrote ours: the log begins after it, and the next
+            # sweep takes the file away.
+            log.info("snapshot %s is older than the one that was installed meanwhile", meta.name)
+            return
         self.data.log.add_snapshot(meta)
         self.core.snapshot_available(meta)
         self.driver.snapshot_made(meta)
