@@ -367,7 +367,11 @@ class Core(State):
 
         Returns why it is not installed, or None.
         """
-        return follower.install(self, meta)
+        try:
+            return follower.install(self, meta)
+        except EntryDamaged as damage:
+            self.quarantine(damage.index)
+            return str(damage)
 
     def fetch_failed(self, meta: SnapshotMeta) -> None:
         """The file could not be pulled; the leader's next offer starts anew."""

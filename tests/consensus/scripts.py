@@ -24,7 +24,7 @@ Nothing happens by itself. Messages lie on the network until they are delivered,
     crash n1 ... / restart n1 ...   what was not synced is gone
     wipe n1 incarnation         a new, empty disk
     backup n1 / restore n1      the disk is put back to what it was
-    damage n1 5 [header] / rot n1 5    entry 5 fails its checksum; nobody has noticed yet
+    damage n1 5 [header] / rot n1 5 [header]    entry 5 fails its checksum / and nobody has noticed yet
     snapshot n1 5 / trim n1 6 / fetched n2 / unfetched n2
     forge n9 n1 Type field=value ...   a message that n9 never sent
     clock 100 / lease n1        time of the leases in ms
@@ -374,9 +374,10 @@ class Script:
         if node.core is not None:
             self.act(node, lambda core: core.quarantine(int(index)))
 
-    def do_rot(self, name: str, index: str) -> None:
+    def do_rot(self, name: str, index: str, what: str = "payload") -> None:
         """As damage, and nobody has noticed."""
-        self.nodes[name].disk.damaged.add(int(index))
+        disk = self.nodes[name].disk
+        (disk.header_damaged if what == "header" else disk.damaged).add(int(index))
 
     def do_snapshot(self, name: str, index: str) -> None:
         self.act(self.nodes[name], lambda core: core.snapshot_available(self.meta(self.nodes[name], int(index))))
