@@ -50,6 +50,7 @@ from raftdb.types import Membership, Persist, SnapshotMeta
 
 FORMAT: Final = 1
 RESERVE_BYTES: Final = 8 << 20
+YOUNG_S: Final = 10.0
 IDENTITY_BYTES_MAX: Final = 4096
 _IDENTITY = "identity"
 _NEW = ".new"
@@ -378,10 +379,19 @@ class DataDir:
         path = kv_path(self.path)
         if not kvstate.is_trusted(kv_state_path(self.path), path):
             return None
+        if not self.was_clean and self._died_young() and engine.structure_findings(path / "data.mdb"):
+            return None
         try:
             return self._open_kv(path)
         except Damaged:
             return None
+
+    def _died_young(self) -> bool:
+        """Did the last run end within seconds? A damaged page of kv may have ended it by SIGBUS, and would again."""
+        with guarded(self.path):
+            began = kv_state_path(self.path).stat().st_mtime
+            ended = (log_path(self.path) / "data.mdb").stat().st_mtime
+        return ended - began < YOUNG_S
 
     def _open_kv(self, path: Path) -> KvStore:
         return KvStore.open(

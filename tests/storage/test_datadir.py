@@ -548,3 +548,17 @@ def test_a_damaged_record_in_kv_makes_the_next_start_rebuild_it(data, path):
     replay(data)
     assert len(content(data.kv)) == 30
     data.close(clean=True)
+
+
+def test_a_run_that_died_young_has_the_pages_of_kv_looked_at(data, path):
+    """A wild pointer in kv ends the process by SIGBUS: the next start must not run into it again."""
+    data.close(clean=False)
+    pages = bytearray((path / "kv" / "data.mdb").read_bytes())
+    for place in range(2 * 4096, len(pages), 4096):
+        pages[place + 10] ^= 0x40  # flags of a page
+    (path / "kv" / "data.mdb").write_bytes(pages)
+    data = open_dir(path)
+    assert data.plan.start_with is StartWith.EMPTY
+    replay(data)
+    assert len(content(data.kv)) == 30
+    data.close(clean=True)
