@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from raftdb.consensus.core import Change, ChangeKind
 from raftdb.types import Member, NodeRef
-from tests.sim.settings import MS, NEVER
+from tests.sim.settings import MS, NEVER, TICK
 
 if TYPE_CHECKING:
     from tests.sim.node import SimNode
@@ -41,6 +41,7 @@ class Faults:
             (s.wipe_every, self.wipe),
             (s.restore_every, self.restore),
             (s.damage_every, self.damage),
+            (s.trap_every, self.trap),
         ]
 
     def start(self) -> None:
@@ -117,6 +118,45 @@ class Faults:
         both = style < 2 or rng.random() < 0.3
         out = rng.random() < 0.5
         return tuple((a, b) for a in ids for b in ids if (a in alone) != (b in alone) and (both or (a in alone) == out))
+
+    def trap(self) -> None:
+        """The leader is made to believe that it leads for longer than it does, while somebody reads there on its
+        lease."""
+        world, leader = self.world, self.world.leader()
+        if leader is None:
+            return
+        others = [i for i in world.ids if i != leader.id]
+        self.rng.shuffle(others)
+        least = world.config.election_ticks_min * TICK  # the least election timeout
+        kind = self.rng.randrange(4)
+        if kind == 0:  # it stands still for about as long as an election takes
+            world.later(0, world.do_pause, leader.id)
+            world.later(int(least * (0.8 + 1.5 * self.rng.random())), world.do_resume, leader.id, leader.life)
+        elif kind == 1:  # it is cut off at once; what is under way to it still arrives
+            self.part(leader.id, others, 0, 3 * least)
+        elif kind == 2:  # first one voter loses it and wants an election, then another, who has perhaps just restarted
+            half = len(others) // 2
+            self.part(leader.id, others[:half], 0, 5 * least)
+            wait = int(2 * least * self.rng.random()) + least // 2
+            self.part(leader.id, others[half:], wait, 3 * least)
+            if self.rng.random() < 0.6:
+                for other in others[half:]:
+                    world.later(wait, world.do_crash, other, self.rng.getrandbits(32), False)
+                    world.later(wait + MS, world.do_start, other)
+        elif others:  # it hands over, and hears nothing of what becomes of that
+            world.later(0, world.do_transfer, leader.id, others[0])
+            pairs = tuple((other, leader.id) for other in others)
+            delay = self.rng.randrange(2 * world.settings.delay + 1)
+            world.later(delay, world.do_cut, pairs)
+            world.later(delay + 3 * least, world.do_heal, pairs)
+        for _ in range(10):
+            world.later(int(3 * least * self.rng.random()), world.draw_read, leader.id, True)
+
+    def part(self, node_id: str, others: list[str], delay: int, span: int) -> None:
+        """Cut the links between one node and others."""
+        pairs = tuple(pair for other in others for pair in ((node_id, other), (other, node_id)))
+        self.world.later(delay, self.world.do_cut, pairs)
+        self.world.later(delay + span, self.world.do_heal, pairs)
 
     # --- operators --------------------------------------------------------------------------------------------------
 
@@ -211,7 +251,7 @@ class Faults:
             world.later(0, world.do_spoil, victim.id)
             world.later(self.span(), world.do_start, victim.id)
             return
-        index = rng.randrange(log.first, log.last + 1)
+        index = log.last if rng.random() < 0.3 else rng.randrange(log.first, log.last + 1)
         term = log.true_term(index)
         if sum(world.disks[r].log.holds(index, term) for r in others) * 2 >= len(voters):
             world.later(0, world.do_damage, victim.id, index)

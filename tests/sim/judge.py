@@ -62,6 +62,7 @@ class Judge:
         self.votes: dict[tuple[NodeRef, int], NodeRef] = {}
         self.chains: dict[int, int] = {}  # index << 64 | term -> chain
         self.terms = [0]  # committed entries, by index
+        self.committed_terms: set[int] = set()
         self.committed_chains = [0]
         self.digests = [0]
         self.payloads: list[bytes] = [b""]
@@ -283,6 +284,7 @@ class Judge:
             if entry is None:
                 raise Violation("I9", f"{node.id} takes {number} for committed and does not have it")
             self.terms.append(entry.term)
+            self.committed_terms.add(entry.term)
             self.committed_chains.append(entry.chain)
             self.digests.append(fold(self.digests[-1], entry.chain))
             self.payloads.append(entry.payload if entry.kind == Kind.COMMANDS else b"")
@@ -340,7 +342,7 @@ class Judge:
         old, new = {m.ref for m in before.voters}, {m.ref for m in now.voters}
         if len(old ^ new) > 1:
             raise Violation("I15", f"{entry.index}@{entry.term} changes more than one voter: {old} to {new}")
-        if self.committed and self.terms[self.committed] != entry.term:
+        if entry.term not in self.committed_terms:
             raise Violation("I15", f"{entry.index}@{entry.term} changes the members before a commit of its term")
         ghosts = self.removed & {m.ref for m in now.members}
         if ghosts:

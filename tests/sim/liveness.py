@@ -62,7 +62,8 @@ def come_back(world: World, chosen: list[str]) -> None:
     """Who was cut off, and comes back, does not depose the leader: he has not even moved on to another term."""
     if world.settings.jump_every < NEVER:
         return  # a leader whose clock is off hands over by itself
-    patience = 3 * world.config.election_ticks_max * TICK + 100 * world.settings.delay  # late messages are in by then
+    patience = 3 * world.config.election_ticks_max * TICK + 100 * (world.settings.delay + world.settings.sync)
+    # (late messages are in by then, and slow flushes over)
     pass_time(world, patience)
     outside = [
         n for i in world.ids if i not in chosen and (n := world.nodes[i]) is not None and not n.core.is_sole_voter()
@@ -164,6 +165,9 @@ def calm(world: World, chosen: list[str]) -> int:
             world.act(world.do_pause, node_id)
             world.held.add(node_id)
         else:
+            node = world.nodes[node_id]
+            if node is not None:
+                world.act(world.do_resume, node_id, node.life)
             for other in world.ids:
                 if style != 3:  # it cannot be heard
                     world.cuts[node_id, other] = 1 << 30

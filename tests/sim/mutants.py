@@ -2,6 +2,10 @@
 
 A row: a name, what it is, and the pieces of source that are exchanged. Where the core asserts an invariant itself, the
 assertion counts as a catch; some mutants take the assertion away too, to see that the simulator does without it.
+
+Left out, since nothing can see them: that a lease outlives a membership change (with single steps, each committed by a
+majority that heard the leader after the round, every later majority contains one of those who promised not to vote),
+and that a refill counts before it is durable (whatever is said because of it leaves with the same flush).
 """
 
 from __future__ import annotations
@@ -293,13 +297,6 @@ REPLICATION = [
         "",
     ),
     bug(
-        "hole-healed-at-once",
-        "a damaged entry counts as whole before its refill is durable",
-        LOG,
-        "        self.healing[entry.index] = entry\n",
-        "        self.healing[entry.index] = entry\n        self.holes.discard(entry.index)\n",
-    ),
-    bug(
         "no-refill",
         "nobody asks for a damaged entry again",
         FOLLOWER,
@@ -476,7 +473,7 @@ LEASES = [
         "        self.lease_reads[op] = self.applied",
         Patch(
             NODE,
-            "        return view if view >= self.core.noop_index and self.lease.holds(self.clock_ms()) else None",
+            "        return view if self.lease.holds_for(view, self.core.noop_index, self.clock_ms()) else None",
             "        return view",
         ),
     ),
@@ -484,7 +481,7 @@ LEASES = [
         "lease-began-after-view",
         "a read transaction from before the no-op was applied is served under the lease (found by this simulator)",
         NODE,
-        "        return view if view >= self.core.noop_index and self.lease.holds(self.clock_ms()) else None",
+        "        return view if self.lease.holds_for(view, self.core.noop_index, self.clock_ms()) else None",
         "        return view if self.lease.holds(self.clock_ms()) else None",
     ),
     bug(
@@ -492,13 +489,6 @@ LEASES = [
         "leases are still given after TimeoutNow was sent",
         LEADER,
         "    core.transferred = True\n    core.lease_end = True\n    core.lease_new = 0\n",
-        "",
-    ),
-    bug(
-        "lease-of-old-members",
-        "a round that began before a membership change gives a lease after it",
-        LEADER,
-        "    core.lease_end = True\n    core.lease_floor = core.round\n    core.lease_new = 0\n",
         "",
     ),
     bug(

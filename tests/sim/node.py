@@ -399,7 +399,7 @@ class SimNode:
         (One that was opened before the no-op of the term was applied may lack what former leaders acknowledged.)
         """
         view = self.lease_reads.pop(op)
-        return view if view >= self.core.noop_index and self.lease.holds(self.clock_ms()) else None
+        return view if self.lease.holds_for(view, self.core.noop_index, self.clock_ms()) else None
 
     def serve(self) -> None:
         """Reads whose index is applied."""

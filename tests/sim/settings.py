@@ -49,6 +49,7 @@ class Settings(NamedTuple):
     wipe_every: int
     restore_every: int
     damage_every: int
+    trap_every: int  # for leases: the leader is cut off or paused while somebody reads there
     snapshot_entries: int  # a snapshot after this many applied entries
     keep_entries: int  # the log is kept this far below the older snapshot
     aim: float  # share of the faults that look for the leader
@@ -100,7 +101,8 @@ def draw(seed: int) -> Settings:
         member_every=sometimes(0.45, 400 * MS, 8_000 * MS),
         wipe_every=sometimes(0.15 * quiet, 3_000 * MS, 15_000 * MS),
         restore_every=sometimes(0.12 * quiet, 2_000 * MS, 15_000 * MS),
-        damage_every=sometimes(0.2 * quiet, 1_000 * MS, 8_000 * MS),
+        damage_every=sometimes(0.25 * quiet, 1_000 * MS, 8_000 * MS),
+        trap_every=sometimes(0.3 * quiet, 300 * MS, 4_000 * MS),
         snapshot_entries=rng.choice((3, 5, 10, 40, 100_000)),
         keep_entries=rng.choice((0, 0, 2, 20)),
         aim=rng.choice((0.0, 0.3, 0.8)),

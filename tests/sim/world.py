@@ -237,7 +237,7 @@ class World:
         node.turn()
         self.later(self.rng.randrange(TICK) + 1, self.do_tick, node_id, life)
         if self.settings.reads and life > 1 and not self.quiet:
-            self.draw_read(node_id)
+            self.draw_read(node_id, False)
 
     def do_tick(self, node_id: str, life: int) -> None:
         node = self.nodes[node_id]
@@ -511,12 +511,14 @@ class World:
         client.op = op
         self._request(client)
 
-    def draw_read(self, node_id: str) -> None:
-        """Somebody reads at a node that has just started: an answer to its former life may still be under way."""
+    def draw_read(self, node_id: str, lease: bool) -> None:
+        """Somebody reads at this very node: at one that leads no more, or has just started."""
+        if self.quiet:
+            return
         op = self.next_op = self.next_op + 1
-        self.later(self.spread(10 * MS), self.do_op, op, len(self.clients), self.rng.randrange(KEYS), True, False)
+        self.later(0, self.do_op, op, len(self.clients), self.rng.randrange(KEYS), True, lease)
         self.clients.append(Client(len(self.clients)))
-        self.later(30 * MS, self.do_request, op, node_id)
+        self.later(min(self.settings.delay, 3 * MS), self.do_request, op, node_id)
         self.later(self.settings.patience, self.do_give_up, op)
 
     def do_op(self, op: int, number: int, key: int, read: bool, lease: bool) -> None:
