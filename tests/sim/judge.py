@@ -124,10 +124,8 @@ class Judge:
             return  # (of a former term: a later leader may have cut since what was written then)
         if message.index > log.last:
             raise Violation("I10", f"{node.id} acknowledges {message.index}, its disk ends at {log.last}")
-        if log.damaged and any(index <= message.index for index in log.damaged):
-            known = [i for i in log.damaged if i <= message.index and i in node.quarantined]
-            if known:
-                raise Violation("I21", f"{node.id} acknowledges {message.index} beyond the damaged {known}")
+        if node.quarantined and (holes := [i for i in node.known_holes() if i <= message.index and i in log.damaged]):
+            raise Violation("I21", f"{node.id} acknowledges {message.index} beyond the damaged {holes}")
 
     def _vote_message(self, node: SimNode, to: NodeRef, message: Any) -> None:
         """A vote, or the request for one (which says whom its sender votes for).
@@ -141,8 +139,8 @@ class Judge:
         hard, candidate = node.disk.log.hard, node.ref if asks else to
         if hard.term < message.term or (hard.term == message.term and hard.vote != candidate):
             raise Violation("I2", f"{node.id} sends {message}; its disk says {hard}")
-        if node.quarantined:
-            raise Violation("I21", f"{node.id} sends {message} though {sorted(node.quarantined)} is damaged")
+        if node.quarantined and (holes := node.known_holes()):
+            raise Violation("I21", f"{node.id} sends {message} though {holes} is damaged")
         self.vote(node.ref, message.term, candidate)
 
     def vote(self, voter: NodeRef, term: int, candidate: NodeRef) -> None:
@@ -218,7 +216,7 @@ class Judge:
             and self.leaders.get(node.core.term) == node.ref
         ):
             raise Violation("I4", f"the leader {node.id} truncates its log from {index}")
-        if index <= node.commit:
+        if index <= node.commit and not node.overlap:
             raise Violation("I6", f"{node.id} truncates from {index}, committed is {node.commit}")
         if index <= self.committed and log.first <= index <= log.last and log.true_term(index) == self.terms[index]:
             raise Violation("I6", f"{node.id} truncates the committed entry {index}@{self.terms[index]}")
@@ -260,8 +258,8 @@ class Judge:
             committed >= log.first - 1 and log.true_chain(committed) != self.committed_chains[committed]
         ):
             raise Violation("I7", f"{node.id} leads term {node.core.term} without the committed entry {committed}")
-        if node.quarantined:
-            raise Violation("I21", f"{node.id} leads though {sorted(node.quarantined)} is damaged")
+        if node.quarantined and (holes := node.known_holes()):
+            raise Violation("I21", f"{node.id} leads though {holes} is damaged")
 
     # --- commit and apply -------------------------------------------------------------------------------------------
 
@@ -300,7 +298,7 @@ class Judge:
         term = leader.core.term
         if self.terms[index] != term:
             raise Violation("I8", f"{leader.id} commits {index}@{self.terms[index]} by counting in term {term}")
-        voters, disks, graves = leader.commit_voters, leader.world.disks, leader.world.graves
+        voters, disks, graves = leader.voters(), leader.world.disks, leader.world.graves
         holders = 0
         for ref in voters:
             disk = graves.get(ref) or disks.get(ref)

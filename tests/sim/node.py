@@ -50,7 +50,8 @@ class SimNode:
         self.inbox: list[tuple[NodeRef, Message]] = []
         self.writing: Ready | None = None
         self.overlap = world.settings.overlap
-        self.quarantined: set[int] = set()
+        self.quarantined: dict[int, int] = {}  # damaged index -> how many Readies there had been when it was noticed
+        self.readies = 2
         self.seen: dict[NodeRef, int] = {}  # peer -> the highest number of starts it has shown
         self.connected: dict[NodeRef, int] = {}  # peer -> starts of the life we are connected to
         self.waiting: list[int] = []  # ops
@@ -67,8 +68,6 @@ class SimNode:
         assert kv is not None
         self.applied, self.digest, self.members = kv
         self.commit = self.applied
-        self.commit_seen = self.applied  # what the core takes for committed, and the voters it counted that by
-        self.commit_voters: tuple[NodeRef, ...] = ()
         self.role: Role | None = None
         self.term = log.hard.term
         self._voters: tuple[NodeRef, ...] = ()
@@ -96,6 +95,7 @@ class SimNode:
         self.target_at_ms = 0
         for index in sorted(log.damaged):
             self.quarantine(index)
+        self.readies = 4
 
     # --- one turn ---------------------------------------------------------------------------------------------------
 
@@ -144,6 +144,7 @@ class SimNode:
                 continue
             if ready is None:
                 break
+            self.readies += 1
             if ready.round or ready.lease_end:
                 self.lease.before_send(ready, self.clock_ms())
             if ready.send:
@@ -193,7 +194,7 @@ class SimNode:
             if persist.membership is not None or persist.truncate_from is not None or persist.install is not None:
                 self.judge.members_fit(self)
             if persist.rewrite:
-                self.quarantined &= self.disk.log.damaged
+                self.forget_healed()
         if released.commit > self.applied or released.reads or released.role is not None or released.fetch is not None:
             self.release(released)
 
@@ -215,16 +216,9 @@ class SimNode:
         if core.role is not self.role or core.term != self.term:
             self.role_changed()
         commit = core.commit
-        if commit > self.commit:
-            if commit > self.commit_seen:
-                self.commit_seen, self.commit_voters = commit, self.voters()
-            last = self.last()
-            commit = min(commit, last)
-            if commit > self.commit:
-                self.judge.commit(self, commit)
-                self.commit = commit
-        elif commit < self.commit:
+        if commit != self.commit:
             self.judge.commit(self, commit)
+            self.commit = commit
 
     def role_changed(self) -> None:
         self.role, self.term = self.core.role, self.core.term
@@ -281,7 +275,7 @@ class SimNode:
             self.disk.kv = Kv(self.applied, self.digest, self.members)
         self.commit = max(self.commit, self.applied)
         self.fetching = None
-        self.quarantined &= self.disk.log.damaged
+        self.forget_healed()
         self.core.snapshot_available(meta)
         self.core.applied_to(self.applied)
         self.judge.bounds(self)
@@ -335,8 +329,16 @@ class SimNode:
 
     def quarantine(self, index: int) -> None:
         if index not in self.quarantined:
-            self.quarantined.add(index)
+            self.quarantined[index] = self.readies
             self.core.quarantine(index)
+
+    def forget_healed(self) -> None:
+        damaged = self.disk.log.damaged
+        self.quarantined = {index: when for index, when in self.quarantined.items() if index in damaged}
+
+    def known_holes(self) -> list[int]:
+        """What was known to be damaged before the messages that leave now were thought of."""
+        return [index for index, when in self.quarantined.items() if when < self.readies - 1]
 
     # --- clients ----------------------------------------------------------------------------------------------------
 
@@ -443,30 +445,12 @@ class SimNode:
 
     # --- for the judge ----------------------------------------------------------------------------------------------
 
-    def last(self) -> int:
-        """The last entry on the disk or on its way there."""
-        last = self.disk.log.last
-        if self.writing is not None and (persist := self.writing.persist) is not None:
-            if persist.install is not None and not persist.keep_suffix:
-                last = persist.install.index
-            if persist.truncate_from is not None:
-                last = persist.truncate_from - 1
-            if persist.entries:
-                last = persist.entries[-1].index
-        return last
-
     def entry(self, index: int) -> Entry | None:
-        """What is at `index`, on the disk or on its way there; None below the base or beyond the end."""
-        log = self.disk.log
-        for persist in self.disk.pending:
-            entries = persist.entries
-            if entries and entries[0].index <= index <= entries[-1].index:
-                return entries[index - entries[0].index]
-            if persist.truncate_from is not None and index >= persist.truncate_from:
-                return None
-            if persist.install is not None and (index <= persist.install.index or not persist.keep_suffix):
-                return None
-        return log.items[index - log.first] if log.first <= index <= log.last else None
+        """What this node takes to be at `index`, on the disk or not yet; None below the base or beyond the end."""
+        log, disk = self.core.log, self.disk.log
+        if index >= log.offset:
+            return log.unstable[index - log.offset] if index <= log.last else None
+        return disk.items[index - disk.first] if log.first <= index <= disk.last and index >= disk.first else None
 
     def stamp_before(self, index: int, persist: Persist) -> int:
         """The stamp of the entry before `index`, in the transaction about to be written or on the disk; 0 if
