@@ -159,6 +159,7 @@ class PeerNet:
         self.config = config
         self.codec = Codec()
         self.dial_from = dial_from
+        self.progress: Callable[[], tuple[int, int]] | None = None  # (durable last index, term) for new greetings
         self.strays = 0  # messages dropped because there is no common cluster
         self._identity = identity
         self._key = key
@@ -467,7 +468,11 @@ class PeerNet:
         return clock.wall_ms()
 
     def identity_for(self, link: Link) -> Identity:
-        return self._identity
+        """With last index and term as of now: what has been acknowledged must never be more than what is told."""
+        if self.progress is None:
+            return self._identity
+        last_index, term = self.progress()
+        return self._identity._replace(last_index=last_index, term=term)
 
     def judge(self, link: Link) -> Refusal | None:
         peer = _peer(link)

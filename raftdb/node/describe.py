@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftdb import clock
 from raftdb.errors import EntryDamaged
+from raftdb.node.peering import INVITED
 from raftdb.types import Member, Role
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def _row(node: Node, member: Member, matched: Mapping[Any, int], contacts: Mappi
 def _state(node: Node, member: Member, own: bool, contacts: Mapping[str, int]) -> str:
     if own:
         return node.role.value
+    if member.incarnation == INVITED:
+        return "invited"
     if member.id not in contacts:
         return "silent"
     if member.ref == node.leader:

@@ -3,7 +3,8 @@
 The rules are consensus/forming.py, a value; this module gives it the answers and does what it decides:
 
     Wait    say for whom, in a line every five seconds and to every client (-CLUSTERDOWN waiting for ...)
-    Join    make a data directory for that cluster; the node then asks to be added (peering.py)
+    Join    make a data directory for that cluster, its membership still empty: the log brings it, and until then this
+            node counts for nothing; it then asks to be added (peering.py)
     Accept  make a data directory with the plan as membership: from then on this node is formed, whatever happens
     Stop    end with the reason: only the operator can mend this
 
@@ -16,6 +17,7 @@ It runs in the driver's thread, before there is a driver: it turns loop 0 and th
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
@@ -25,11 +27,11 @@ from raftdb.config import Config, peer_address
 from raftdb.consensus.forming import Accept, Answer, Blank, Formed, Forming, Join, Plan, Stop, Wait
 from raftdb.errors import PeerError, Unexecuted, UsageError
 from raftdb.net.wire import FormProposal, FormReply, Reason, StatusReply, StatusRequest
-from raftdb.node.peering import encode_formed, listed_addresses
+from raftdb.node.peering import INVITED, encode_formed, listed_addresses, listed_names
 from raftdb.types import Member, NodeRef
 
 if TYPE_CHECKING:
-    from raftdb.net.peers import Refusal
+    from raftdb.net.peers import Refusal, SeedStatus
     from raftdb.net.server import Loop
     from raftdb.node.dispatch import Dispatch
     from raftdb.node.peering import Peering
@@ -59,6 +61,7 @@ class Former:
         self._dispatch = dispatch
         listed, self._is_dns = listed_addresses(config)
         self._listed = listed
+        self._names = listed_names(config)
         me = Member(config.own_id, incarnation, config.address, peer_address(config.address), True)
         self._me = me
         self._forming = Forming(
@@ -71,6 +74,8 @@ class Former:
         )
         self._answers: dict[NodeRef, Answer] = {}
         self._refusals: dict[str, str] = {}
+        self._several: list[str] = []  # addresses of the list behind which several nodes answer
+        self._plan_refused: tuple[NodeRef, str] | None = None  # logged once
         self._fatal = ""
         self._next_line_s = 0.0
         self._line = ""
@@ -106,17 +111,23 @@ class Former:
         rows = self._peering.net.seeds()
         if self._is_dns:
             self._forming.resolve(row.endpoint for row in rows if row.endpoint)
-        for row in rows:
-            place = row.endpoint if self._is_dns else row.address
-            if row.myself:
-                self._forming.answer(place, Blank(self._me, (), False))
-            elif row.connected and row.node in self._answers:
-                self._forming.answer(place, self._answers[row.node])
-            else:
-                self._forming.silent(place)
+        places = places_of(rows, self._is_dns)
+        self._several = [place for place, answered in places.items() if len(answered) > 1]
+        for place, answered in places.items():
+            self._hear(place, answered)
         for identity in self._peering.net.connected():
             self._request_id += 1
             self._peering.net.send(identity.ref, StatusRequest(self._request_id))
+
+    def _hear(self, place: str, answered: Collection[NodeRef | None]) -> None:
+        """Who answers at this place of the list: one node, nobody, or (several) nobody that can be told apart."""
+        ref = next(iter(answered)) if len(answered) == 1 else None
+        if len(answered) == 1 and ref is None:
+            self._forming.answer(place, Blank(self._me, (), False))  # this node itself
+        elif ref is not None and ref in self._answers:
+            self._forming.answer(place, self._answers[ref])
+        else:
+            self._forming.silent(place)
 
     def lost(self, ref: NodeRef) -> None:
         self._answers.pop(ref, None)
@@ -134,16 +145,21 @@ class Former:
             if kind is StatusRequest:
                 self._peering.net.send(ref, StatusReply(message.request_id, encode_answer(self._forming.report())))
             elif kind is StatusReply:
-                self._answers[ref] = decode_answer(message.payload)
+                answer = decode_answer(message.payload)
+                _need(not isinstance(answer, Blank) or answer.member.ref == ref)
+                self._answers[ref] = answer
             elif kind is FormProposal:
                 self._offered(ref, message)
         except PeerError as error:
             log.warning("node %s: %s", ref.id, error)
 
     def _offered(self, ref: NodeRef, message: FormProposal) -> None:
+        _need(bool(message.cluster_id) and any(member.ref == ref for member in message.members))
         reason = self._forming.offered(Plan(message.cluster_id, tuple(message.members)))
         if reason is not None:
-            log.warning("node %s proposes a cluster: %s", ref.id, reason)
+            if self._plan_refused != (ref, reason):
+                self._plan_refused = (ref, reason)
+                log.warning("node %s proposes a cluster: %s", ref.id, reason)
             self._peering.net.send(ref, FormReply(message.cluster_id, False, reason))
 
     # --- decisions --------------------------------------------------------------------------------------------------
@@ -160,16 +176,25 @@ class Former:
         if isinstance(decision, Join):
             return self._join(decision)
         assert isinstance(decision, Wait)
-        self._wait(decision.text, now_s)
+        self._wait(self._for_whom() or decision.text, now_s)
         return None
+
+    def _for_whom(self) -> str:
+        """The nodes of the list that have not answered, as the operator wrote them; "" = nobody, or a DNS name."""
+        if self._is_dns:
+            return ""
+        forming = self._forming
+        silent = [self._names.get(place, place) for place in forming.listed if place not in forming.answers]
+        several = [f"{self._names.get(place, place)} (several nodes answer there)" for place in self._several]
+        rest = [name for name in silent if not any(each.startswith(name) for each in several)]
+        return "waiting for " + ", ".join(several + rest) if silent else ""
 
     def _join(self, decision: Join) -> Outcome:
         formed = next(
             a for a in self._answers.values() if isinstance(a, Formed) and a.cluster_id == decision.cluster_id
         )
-        members = tuple(m for m in formed.members if m.id != self._me.id or m.incarnation == self._me.incarnation)
-        log.info("joining cluster %s of %s", decision.cluster_id, _names(members))
-        return Outcome(decision.cluster_id, members)
+        log.info("joining cluster %s of %s", decision.cluster_id, _names(formed.members))
+        return Outcome(decision.cluster_id, ())
 
     def _wait(self, text: str, now_s: float) -> None:
         text += self._troubles()
@@ -186,8 +211,25 @@ class Former:
         return f" ({'; '.join(dict.fromkeys(rows))})" if rows else ""
 
 
+def places_of(rows: Iterable[SeedStatus], is_dns: bool) -> dict[str, set[NodeRef | None]]:
+    """Per place of the list, who is connected that answers there; None stands for this node itself.
+
+    A place is an address as it was given, or with a DNS name each of the addresses that it stands for. A host name may
+    have several addresses (IPv4 and IPv6, say); it is one node as long as one node answers at them.
+    """
+    places: dict[str, set[NodeRef | None]] = {}
+    for row in rows:
+        place = row.endpoint if is_dns else row.address
+        answered = places.setdefault(place, set()) if place else set()
+        if row.myself:
+            answered.add(None)
+        elif row.connected:
+            answered.add(row.node)
+    return places
+
+
 def _names(members: tuple[Member, ...]) -> str:
-    return ", ".join(f"{member.id} ({member.client_addr})" for member in members)
+    return ", ".join(f"{member.id} ({member.client_addr})" for member in members) or "members not known yet"
 
 
 # --- the answers on the wire ----------------------------------------------------------------------------------------
@@ -211,7 +253,8 @@ def decode_answer(payload: bytes) -> Answer:
     _need(type(row) is list and len(row) > 0)
     if row[0] == "formed":
         _need(len(row) == 3 and _is_text(row[1]) and type(row[2]) is list)
-        return Formed(row[1], tuple(_member(each) for each in row[2]))
+        members = tuple(_member(each) for each in row[2])
+        return Formed(row[1], tuple(member for member in members if member.incarnation != INVITED))
     _need(len(row) == 4 and row[0] == "blank" and type(row[2]) is list and type(row[3]) is bool)
     return Blank(_member(row[1]), tuple(_ref(each) for each in row[2]), row[3])
 

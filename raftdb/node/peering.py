@@ -4,33 +4,43 @@ PeerNet moves the messages; this module is what the node makes of them. Consensu
 commands to forwarding.py, pieces of snapshots to the transfer, and what nodes without data say to forming.py. All of
 it runs in the driver's thread, called from its polls and ticks.
 
-**Joining.** A node that has made its data directory for an existing cluster (forming.py) and whose log is still empty
-asks to be added, once a second, any member it can reach; one that does not lead names the leader's address. The leader
-adds it as a learner and the core promotes it. A log that holds something means that this node was a member before: if
-it is none now, it was removed; then it waits, says so, and never asks.
+**Joining.** A node that has made its data directory for an existing cluster (forming.py) has no membership yet: it
+counts for nothing, and asks to be added, once a second, any member it can reach; one that does not lead names the
+leader's address. The leader adds it as a learner and the core promotes it. The place may have been reserved by
+ADD_NODE (a learner whose incarnation is INVITED): then that row is removed first, as the row of a lost disk is for -o.
+
+**Removed.** A node learns of its removal from the log, or from a leader that refuses it: only a leader knows that its
+membership is the newest, and a log that holds something belongs to a node that was a member. It waits, says so in its
+log and to its clients, and never asks to be added again. What it says of the others' refusals ends when it has a
+leader.
 
 **Changed addresses.** A member that greets with other addresses than the membership has is moved by the leader.
 
 **A plan is handed on.** While the membership is the one given at forming, a member that has not accepted the plan yet
-(its greeting names no cluster) is given it by every formed node it meets.
+(its greeting names no cluster) is given it by every member of the plan that it meets. (Not by a node that joins: it
+holds no plan.)
+
+**Progress in greetings** (last index, term) is read from the durable log when a greeting is made: a leader takes a
+member that shows less than it has acknowledged for one that was restored from a backup.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
 from raftdb import __version__, clock
-from raftdb.config import Config, peer_address, split_address
-from raftdb.consensus.core import Busy, NotLeader
+from raftdb.config import Config, own_names_in, peer_address, split_address
+from raftdb.consensus.core import Busy, Core, NotLeader
 from raftdb.consensus.handshake import Greeting, refusal
 from raftdb.consensus.membership import Change, ChangeKind, ChangeRefused
 from raftdb.consensus.messages import Envelope, Heartbeat, HeartbeatReply
 from raftdb.consensus.stamp import Deviation, WallClocks, deviation
-from raftdb.errors import PeerError, RaftdbError
+from raftdb.errors import PeerError, RaftdbError, Unexecuted, UsageError
 from raftdb.net.handshake import cluster_key
 from raftdb.net.peers import PeerNet, Refusal
 from raftdb.net.transfer import SnapshotFetcher, SnapshotSource
@@ -57,13 +67,23 @@ if TYPE_CHECKING:
     from raftdb.net.server import Loop
     from raftdb.node.driver import Driver
     from raftdb.node.forming import Former
+    from raftdb.node.members import Errands
 
 log = logging.getLogger("raftdb.peers")
 
 JOIN_EVERY_S: Final = 1.0
 CARE_EVERY_S: Final = 0.5  # identity, members to be connected to, plans, addresses
 WAITING_LINE_EVERY_S: Final = 5.0
+JOIN_AGAIN_S: Final = 0.25  # the place was not free yet, or the leader another one
 BANDWIDTH_BYTES: Final = 64 * 1024 * 1024
+#: Forward.context of a membership command (members.py); the payload is its words.
+ERRAND: Final = b"members"
+NOT_LEADER: Final = "not the leader"
+REFUSALS_MAX: Final = 64
+#: The incarnation of a member that ADD_NODE has announced and that has not come yet: it never answers, nor counts.
+INVITED: Final = 0
+#: Refusals that are about the connection, or about the moment, and not about what this node is.
+_PASSING: Final = frozenset({Reason.MYSELF, Reason.UNEXPECTED, Reason.DUPLICATE, Reason.FULL})
 
 
 def listed_addresses(config: Config) -> tuple[tuple[str, ...], bool]:
@@ -71,16 +91,32 @@ def listed_addresses(config: Config) -> tuple[tuple[str, ...], bool]:
 
     Raises UsageError.
     """
-    entries = [entry.strip() for entry in config.ensemble.split(",") if entry.strip()]
-    found: dict[str, None] = {}
-    for entry in entries:
-        address = entry.rpartition("/")[2]
-        host, _ = split_address(address)
-        peer = peer_address(address)
-        if peer != peer_address(config.address):
-            found[peer] = None
-        is_name = "/" not in entry and len(entries) == 1 and _is_dns_name(host)
-    return tuple(found), bool(entries) and is_name
+    entries = _entries(config)
+    own = peer_address(config.address)
+    found = dict.fromkeys(_peer_address(address) for _, address in entries)
+    is_name = len(entries) == 1 and not entries[0][0] and _is_dns_name(split_address(entries[0][1])[0])
+    return tuple(address for address in found if address != own), is_name
+
+
+def listed_names(config: Config) -> dict[str, str]:
+    """What people call the nodes at the peer addresses of -e: "n2 at HOST:PORT", as far as -e says it."""
+    return {
+        _peer_address(address): f"{node_id} at {address}" if node_id else address
+        for node_id, address in _entries(config)
+    }
+
+
+def _entries(config: Config) -> list[tuple[str, str]]:
+    """(id, "" when -e has none; client address) per entry of -e."""
+    entries = [entry.strip().rpartition("/") for entry in own_names_in(config.ensemble).split(",") if entry.strip()]
+    return [(node_id, address) for node_id, _, address in entries]
+
+
+def _peer_address(address: str) -> str:
+    host, port = split_address(address)
+    if not host or not 0 < port < 65_535:
+        raise UsageError(f"-e {address}: expected HOST:PORT, with room for the peers' port, which is PORT+1")
+    return peer_address(address)
 
 
 def _is_dns_name(host: str) -> bool:
@@ -104,7 +140,13 @@ class Peering:
         self.source: SnapshotSource = None  # type: ignore[assignment]
         self.fetcher: SnapshotFetcher = None  # type: ignore[assignment]
         self.leader_hint = ""  # peer address
-        self.refused = ""  # why the cluster does not let this node in; "" = it does
+        self.refusals: dict[str, str] = {}  # by node id: why that node does not let this one in
+        self.errands: Errands | None = None  # membership commands on their way to the leader; set by members.py
+        self._join_seeds: tuple[str, ...] = ()  # peer addresses of the members that a joining node was told
+        self._not_ready: Unexecuted | None = None  # what this module has put before the clients' commands
+        self._join_text = ""  # logged last
+        self._anew = False  # its log counts for nothing: the entry that made it a member was never committed
+        self._listed = listed_addresses(config)[0]
         self._next_care_s = 0.0
         self._next_join_s = 0.0
         self._next_line_s = 0.0
@@ -128,7 +170,7 @@ class Peering:
             directory, self.net.send, snapshot.check_received, self._fetched, self._fetch_failed
         )
         self._set_identity(identity)
-        self.net.set_seeds(listed_addresses(self.config)[0])
+        self.net.progress = lambda: (0 if self._anew else driver.log.last, driver.log.hard.term)
         self._care(clock.monotonic())
 
     def _set_identity(self, identity: Identity) -> None:
@@ -212,17 +254,12 @@ class Peering:
         driver = self.driver
         if driver is None or not identity.cluster_id:
             return None
-        greeting = Greeting(identity.ref, identity.starts, identity.term, identity.last_index)
-        text = refusal(driver.core, greeting, None)
-        if text is None:
-            return None
-        reason = Reason.REMOVED if "removed" in text else Reason.RESTORED if "restored" in text else Reason.OTHER
-        return Refusal(reason, text)
+        return refusal_of(driver.core, Greeting(identity.ref, identity.starts, identity.term, identity.last_index))
 
     def on_connected(self, identity: Identity) -> None:
+        self.refusals.pop(identity.id, None)
         if self.driver is not None:
             self.driver.core.unreachable(identity.ref)
-            self.refused = ""
         self._next_care_s = 0.0
 
     def on_identity(self, identity: Identity) -> None:
@@ -234,6 +271,8 @@ class Peering:
         if self.driver is not None:
             self.driver.core.unreachable(ref)
             self.forwarding.lost(ref)
+            if self.errands is not None:
+                self.errands.lost(ref)
             self.source.lost(ref)
             self.fetcher.lost(ref)
 
@@ -273,16 +312,28 @@ class Peering:
     def on_refused(self, address: str, node_id: str, refusal: Refusal) -> None:
         if self.former is not None:
             self.former.refused(address, node_id, refusal)
-        elif refusal.reason in (Reason.REMOVED, Reason.RESTORED, Reason.OTHER):
-            self.refused = refusal.text
+            return
+        if refusal.reason in _PASSING or len(self.refusals) >= REFUSALS_MAX:
+            return
+        self._next_care_s = 0.0
+        removed = refusal.reason is Reason.REMOVED and not self._anew
+        if removed and self.driver is not None and never_member(self.driver.core):
+            self._anew = True
+            log.info("this node's place was never committed; it asks for one again")
+            return
+        self.refusals[node_id] = refusal.text
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
     def _on_forward(self, ref: NodeRef, message: Forward) -> None:
-        self.forwarding.on_forward(ref, message)
+        if message.context == ERRAND and self.errands is not None:
+            self.errands.on_forward(ref, message)
+        else:
+            self.forwarding.on_forward(ref, message)
 
     def _on_forward_reply(self, ref: NodeRef, message: ForwardReply) -> None:
-        self.forwarding.on_reply(ref, message)
+        if self.errands is None or not self.errands.on_reply(ref, message):
+            self.forwarding.on_reply(ref, message)
 
     def _on_chunk_request(self, ref: NodeRef, message: ChunkRequest) -> None:
         self.source.on_request(ref, message)
@@ -312,7 +363,7 @@ class Peering:
         assert driver is not None
         if (message.id, message.incarnation) != ref:
             raise PeerError("asks for a place for somebody else")
-        accepted, text = self._let_in(driver, message) if driver.core.role is Role.LEADER else (False, "not the leader")
+        accepted, text = self._let_in(driver, message) if driver.core.role is Role.LEADER else (False, NOT_LEADER)
         leader = driver.core.leader
         member = driver.core.membership.get(leader.id) if leader is not None else None
         address = member.peer_addr if member is not None else ""
@@ -324,11 +375,11 @@ class Peering:
         present = driver.core.membership.get(wanted.id)
         if present is not None and present.incarnation == wanted.incarnation:
             return True, ""
-        if present is not None and not wanted.replace:
+        if present is not None and not wanted.replace and present.incarnation != INVITED:
             return False, f"{wanted.id} is a member with other data: use -o to replace it"
         change = Change(ChangeKind.ADD_LEARNER, member) if present is None else Change(ChangeKind.REMOVE, present)
         text = self._propose(driver, change)
-        return not text and present is None, text or "the former incarnation is being removed"
+        return not text and present is None, text or "its place is being made free"
 
     @staticmethod
     def _propose(driver: Driver, change: Change) -> str:
@@ -341,11 +392,13 @@ class Peering:
 
     def _on_join_reply(self, ref: NodeRef, message: JoinReply) -> None:
         self.leader_hint = message.leader
-        if message.accepted:
-            log.info("the cluster takes this node in")
-        elif message.text != "not the leader":
-            log.info("not added yet: %s", message.text)
-        self._next_join_s = clock.monotonic() + (JOIN_EVERY_S if message.accepted or message.text else 0.1)
+        if message.membership is not None:
+            self._join_seeds = tuple(member.peer_addr for member in message.membership.members if member.ref != ref)
+        text = "the cluster takes this node in" if message.accepted else f"not added yet: {message.text}"
+        if message.text != NOT_LEADER and text != self._join_text:
+            self._join_text = text
+            log.info("%s", text)
+        self._next_join_s = clock.monotonic() + (JOIN_EVERY_S if message.accepted else JOIN_AGAIN_S)
 
     def _on_hint(self, ref: NodeRef, message: Hint) -> None:
         self.leader_hint = message.peer_addr
@@ -373,15 +426,24 @@ class Peering:
             self._members_set = core.membership
             self.net.set_members([(member.ref, member.peer_addr) for member in core.membership.members])
             self.walls.forget_all_but(member.ref for member in core.membership.members)
-        self._set_identity(self.identity._replace(last_index=core.last_index, term=core.term))
-        if core.leader is not None and core.membership.get(core.me.id) is not None:
-            self.net.set_seeds(())
-        if core.membership.index == 0:
+        self._set_identity(self.identity._replace(last_index=driver.log.last, term=driver.log.hard.term))
+        self._keep_seeds(core.leader is not None and core.is_member(core.me))
+        if core.membership.index == 0 and core.is_member(core.me):
             self._hand_on_plan(driver)
         if core.role is Role.LEADER:
             self._move_members(driver)
-        elif not core.is_member(core.me):
-            self._outside(driver, now_s)
+            self._drop_removed(driver)
+        self._outside(driver, now_s)
+
+    def _keep_seeds(self, settled: bool) -> None:
+        """Who follows a leader knows the members' addresses; who does not looks where -e says, too."""
+        self.net.set_seeds(() if settled else tuple(dict.fromkeys((*self._listed, *self._join_seeds))))
+
+    def _drop_removed(self, driver: Driver) -> None:
+        """A removed member that was not told in time, and is still connected, is told now."""
+        for identity in self.net.connected():
+            if identity.cluster_id and was_removed(driver.core, identity.ref, identity.last_index):
+                self.net.drop(identity.ref, Refusal(Reason.REMOVED, _removed_text(identity.id)))
 
     def _hand_on_plan(self, driver: Driver) -> None:
         plan = FormProposal(driver.data.identity.cluster_id, driver.core.membership.members)
@@ -405,16 +467,29 @@ class Peering:
             self._propose(driver, Change(ChangeKind.ADDRESS, moved))
 
     def _outside(self, driver: Driver, now_s: float) -> None:
-        """This node is no member: not yet, or no longer."""
+        """Not a member yet, or no longer, or refused: clients are told why, and so is the log every five seconds."""
+        self._anew = self._anew and driver.core.leader is None
+        reason = outside_reason(driver.core, self.refusals, driver.data.path, self._anew)
+        self._refuse_clients(driver, reason)
+        if not reason:
+            self._next_line_s = 0.0
+            return
         if now_s >= self._next_line_s:
             self._next_line_s = now_s + WAITING_LINE_EVERY_S
-            if driver.core.last_index:
-                log.warning("this node was removed from the cluster; it waits: %s", self.refused or "start it with -o")
-            else:
-                log.info("waiting to be added to the cluster")
-        if driver.core.last_index == 0 and now_s >= self._next_join_s:
+            log.warning("%s", reason)
+        core = driver.core
+        wants_in = self._anew or (not core.is_member(core.me) and core.me not in core.retired)
+        if wants_in and core.leader is None and now_s >= self._next_join_s:
             self._next_join_s = now_s + JOIN_EVERY_S
             self._ask_to_join(driver)
+
+    def _refuse_clients(self, driver: Driver, reason: str) -> None:
+        """Only what this module has set is taken back."""
+        before = self._not_ready
+        if reason != (str(before).removeprefix("CLUSTERDOWN ") if before is not None else ""):
+            self._not_ready = Unexecuted(f"CLUSTERDOWN {reason}") if reason else None
+            if driver.dispatch.not_ready is before or before is None:
+                driver.dispatch.not_ready = self._not_ready
 
     def _ask_to_join(self, driver: Driver) -> None:
         me = driver.core.me
@@ -457,19 +532,69 @@ class Peering:
         log.warning("snapshot %s: %s", meta.name, error)
         self.driver.core.fetch_failed(meta)
 
-    # --- for commands -----------------------------------------------------------------------------------------------
 
-    def invite(self, node_id: str, address: str) -> Identity | None:
-        """The greeting of the node with this id if it is connected and no member; else its address is dialled."""
-        for identity in self.net.connected():
-            if identity.id == node_id:
-                return identity
-        self.net.set_seeds((*self.seeds, address))
+# --- decisions: pure ------------------------------------------------------------------------------------------------
+
+
+def refusal_of(core: Core, greeting: Greeting) -> Refusal | None:
+    """Why a peer of this cluster is not let in.
+
+    A log that holds nothing cannot have acknowledged or voted: such a node is about to ask for a place (-o says so in
+    its request), unless this very incarnation has been removed.
+    """
+    ref = greeting.ref
+    joins = greeting.last == 0 and ref.id != core.me.id and not core.is_member(ref) and ref not in core.retired
+    if joins:
         return None
+    text = refusal(core, greeting, None)
+    if text is None:
+        return Refusal(Reason.REMOVED, _removed_text(ref.id)) if was_removed(core, ref, greeting.last) else None
+    reason = Reason.REMOVED if "removed" in text else Reason.RESTORED if "restored" in text else Reason.OTHER
+    return Refusal(reason, text)
 
-    @property
-    def seeds(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(row.address for row in self.net.seeds()))
+
+def was_removed(core: Core, ref: NodeRef, last_index: int) -> bool:
+    """A leader with a settled membership meets a log that holds something and belongs to no member."""
+    if ref in core.retired:
+        return ref not in core.peers
+    settled = core.role is Role.LEADER and not core.change_open and core.commit >= core.noop_index
+    return settled and last_index > 0 and core.membership.get(ref.id) is None and ref not in core.peers
+
+
+def _removed_text(node_id: str) -> str:
+    return f"{node_id} was removed from the cluster"
+
+
+def never_member(core: Core) -> bool:
+    """As far as this node knows no membership that holds it was ever committed.
+
+    The leader that was adding it died before the others had the entry; nothing that it acknowledged has counted.
+    """
+    if core.me in core.retired:
+        return False
+    before = core.previous.get(core.me.id) if core.previous is not None else None
+    if before is not None and before.incarnation == core.me.incarnation:
+        return False
+    return core.change_open or not core.is_member(core.me)
+
+
+def outside_reason(core: Core, refusals: Mapping[str, str], directory: Path, anew: bool) -> str:
+    """Why this node does not take part; "" = it does."""
+    way_back = f"to let it join anew, move {directory} away and start it with -e"
+    if core.role is Role.LEADER:
+        return ""
+    if core.me in core.retired:
+        return f"this node was removed from the cluster; {way_back}"
+    if core.leader is not None:
+        going = core.change_open and not never_member(core)
+        return "" if core.is_member(core.me) or going else "waiting to be added to the cluster: its log is being copied"
+    if refusals:
+        told = "; ".join(f"{node_id}: {text}" for node_id, text in sorted(refusals.items()))
+        removed = any("removed" in text for text in refusals.values())
+        return f"waiting: the cluster refuses this node ({told})" + (f"; {way_back}" if removed else "")
+    if core.is_member(core.me) and not anew:
+        return ""
+    return "waiting to be added to the cluster (-e names its members)"
 
 
 def snapshot_directory(driver: Driver) -> Any:
