@@ -259,6 +259,11 @@ class Dispatch:
             runs, gather.runs = gather.runs, []
             self.driver.reads.take(loop, runs)
 
+    def has_writes(self, loop: Loop) -> bool:
+        """Was a write taken in this turn of `loop`?"""
+        gather = self._gathers.get(loop)
+        return gather is not None and bool(gather.tickets)
+
     @staticmethod
     def _go_on(gather: Gather) -> None:
         """Runs whose client has read what it got are served further; those of clients that left are dropped."""
@@ -277,7 +282,7 @@ class Dispatch:
 
     def _take_run(self, conn: Connection, argvs: list[list[bytes]], start: int) -> int:
         """The longest run of data commands from `start` on; how many it holds (0: a special one is first)."""
-        rows, db = self._rows, conn.session.db
+        rows, db, new = self._rows, conn.session.db, tuple.__new__
         requests: list[Request] = []
         union = riding = 0
         for argv in argvs[start : start + RUN_COMMANDS_MAX] if start or len(argvs) > RUN_COMMANDS_MAX else argvs:
@@ -295,7 +300,7 @@ class Dispatch:
                 if riding > READS_IN_TICKET_MAX:
                     break
             union |= row.flags
-            requests.append(Request(db, argv, row))
+            requests.append(new(Request, (db, argv, row)))  # half the time of Request(...)
         if requests:
             self._hand_over(conn, requests, union)
         return len(requests)

@@ -239,6 +239,8 @@ class Driver:
     def turn(self) -> None:
         """One turn of the module's table."""
         self.loop.poll(self._patience_s())
+        if self.dispatch.has_writes(self.loop):
+            self.loop.poll(0.0)  # who has been answered last is just asking again: one entry more for both
         now_s = self.turn_started_s = clock.monotonic()
         self.dispatch.end_of_turn(self.loop)
         if now_s >= self._next_tick_s:
