@@ -64,6 +64,10 @@ class Model(Protocol):
     @property
     def initial(self) -> Hashable: ...
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Operations that never change the state, whatever it is."""
+
     def step(self, state: Any, name: str, argument: Any, result: Any, known: bool) -> tuple[bool, Any]:
         """(does `result` fit, state after). With `known` False nobody saw a result: it fits if the operation can run
         at all."""
@@ -111,6 +115,8 @@ def describe(op: Op) -> str:
 class Register:
     """write v; read -> v or None; cas (expected, new) -> did it; delete -> did it exist."""
 
+    reads = frozenset({"read"})
+
     def __init__(self, initial: Hashable = None) -> None:
         self.initial: Hashable = initial
 
@@ -140,6 +146,7 @@ class Register:
 class Counter:
     """incr n -> value after; read -> value."""
 
+    reads = frozenset({"read"})
     initial: Hashable = 0
 
     def step(self, state: Any, name: str, argument: Any, result: Any, known: bool) -> tuple[bool, Any]:
@@ -157,6 +164,7 @@ class Counter:
 class AppendList:
     """append v -> length after; read -> tuple of all values."""
 
+    reads = frozenset({"read"})
     initial: Hashable = ()
 
     def step(self, state: Any, name: str, argument: Any, result: Any, known: bool) -> tuple[bool, Any]:
@@ -173,6 +181,7 @@ class AppendList:
 class ValueSet:
     """add v -> was it new; remove v -> was it there; has v -> bool; read -> all values."""
 
+    reads = frozenset({"read", "has"})
     initial: Hashable = frozenset()
 
     def step(self, state: Any, name: str, argument: Any, result: Any, known: bool) -> tuple[bool, Any]:
@@ -279,7 +288,7 @@ def _check_key(ops: list[Op], model: Model, budget: _Budget) -> tuple[Answer, tu
     call_of, following, preceding, return_of = _links(ops)
     end = len(call_of) - 1
 
-    step, state = model.step, model.initial
+    step, state, reads = model.step, model.initial, model.reads
     mask = 0
     cache: set[tuple[int, Hashable]] = set()
     stack: list[tuple[int, Any]] = []  # (slot of the call, state before it)
@@ -314,12 +323,15 @@ def _check_key(ops: list[Op], model: Model, budget: _Budget) -> tuple[Answer, tu
         if not stack:
             budget.spend(spent)
             return Answer.BAD, _order(ops, call_of, best)
-        slot, state = stack.pop()
-        number = call_of[slot]
-        mask &= ~(1 << number)
-        must += ops[number].outcome == OK
-        _unlift(slot, return_of[slot], following, preceding)
-        slot = following[slot]
+        while True:
+            slot, state = stack.pop()
+            number = call_of[slot]
+            mask &= ~(1 << number)
+            must += ops[number].outcome == OK
+            _unlift(slot, return_of[slot], following, preceding)
+            if ops[number].name not in reads or not stack:
+                break
+        slot = following[slot] if ops[number].name not in reads else end
     budget.spend(spent)
     return Answer.GOOD, ()
 

@@ -26,6 +26,7 @@ class Text:
     """put v, append v, get -> text."""
 
     initial: Hashable = ""
+    reads = frozenset({"get"})
 
     def step(self, state: Any, name: str, argument: Any, result: Any, known: bool) -> tuple[bool, Any]:
         if name == "get":

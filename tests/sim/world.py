@@ -325,7 +325,9 @@ class World:
     def do_spoil(self, node_id: str) -> None:
         """The state is lost, kv and snapshots; the log is there, but does not reach back far enough."""
         self.do_crash(node_id, 0, True)
-        self.disks[self.refs[node_id]].snapshots.clear()
+        disk = self.disks[self.refs[node_id]]
+        disk.snapshots.clear()
+        disk.log.snapshot = None
         self.judge.counts["spoiled"] += 1
 
     def do_backup(self, node_id: str) -> None:
@@ -692,10 +694,10 @@ class World:
 
     def do_change(self, node_id: str, change: Change) -> None:
         node = self.nodes[node_id]
-        if node is not None and not node.paused and (node.writing is None or node.overlap):
+        if node is not None and not node.paused and not self.quiet and (node.writing is None or node.overlap):
             node.change(change)
 
     def do_transfer(self, node_id: str, target: str | None) -> None:
         node = self.nodes[node_id]
-        if node is not None and not node.paused:
+        if node is not None and not node.paused and not self.quiet:
             node.transfer(target)
