@@ -11,6 +11,7 @@ the secret is read, and only then is a data directory opened or made.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -18,13 +19,16 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from raftdb.config import Config, join_address, peer_address, split_address
-from raftdb.errors import UsageError
+from raftdb.errors import Damaged, UsageError
+from raftdb.node import forerunner
 from raftdb.storage import snapshot
 from raftdb.storage.datadir import DataDir, read_identity
+from raftdb.storage.snapshot import Progress
 from raftdb.types import Member, Membership
 
 if TYPE_CHECKING:
@@ -207,17 +211,40 @@ def own_member(config: Config, incarnation: int, voter: bool) -> Member:
     return Member(config.own_id, incarnation, config.address, peer_address(config.address), voter)
 
 
-def create_alone(config: Config) -> None:
+def create_alone(config: Config, progress: Progress = lambda _: None) -> None:
     """A cluster of one. Raises UsageError or StorageError; nothing stands under the final name before it is whole."""
     incarnation = secrets.randbits(64)
-    DataDir.create(
-        config.own_data_dir,
-        node_id=config.own_id,
-        cluster_id=secrets.token_hex(16),
-        incarnation=incarnation,
-        membership=Membership(0, (own_member(config, incarnation, voter=True),)),
-        snapshot=Path(config.load) if config.load else None,
-    )
+    with _source(config, progress) as (file, digest):
+        try:
+            DataDir.create(
+                config.own_data_dir,
+                node_id=config.own_id,
+                cluster_id=secrets.token_hex(16),
+                incarnation=incarnation,
+                membership=Membership(0, (own_member(config, incarnation, voter=True),)),
+                snapshot=file,
+                source_digest=digest,
+                map_size_bytes=config.map_size_bytes or None,
+                progress=progress,
+            )
+        except Damaged as error:
+            if file is None:
+                raise
+            raise UsageError(f"{config.load} is damaged: {error}") from None
+
+
+@contextlib.contextmanager
+def _source(config: Config, progress: Progress) -> Iterator[tuple[Path | None, str]]:
+    """The snapshot that -l means (made from pyraft's text, if it is that), and the digest of such a text."""
+    if not config.load:
+        yield None, ""
+    elif not forerunner.is_checkpoint(Path(config.load)):
+        yield Path(config.load), ""
+    else:
+        work = config.own_data_dir.absolute()
+        work = work.with_name(f".{work.name}.import")
+        with forerunner.converted(Path(config.load), work, config.own_id, progress) as found:
+            yield found
 
 
 def create_member(config: Config, incarnation: int, cluster_id: str, members: tuple[Member, ...]) -> None:
@@ -233,7 +260,11 @@ def create_member(config: Config, incarnation: int, cluster_id: str, members: tu
 
 def check_loaded(config: Config) -> None:
     """There is data and -l: fine if it came from this very file. Raises UsageError."""
-    digest = snapshot.file_digest(Path(config.load)).hex()
+    path = Path(config.load)
+    try:
+        digest = forerunner.digest(path) if forerunner.is_checkpoint(path) else snapshot.file_digest(path).hex()
+    except Damaged as error:
+        raise UsageError(f"{path} is damaged: {error}") from None
     if read_identity(config.own_data_dir).source_digest != digest:
         raise UsageError(f"{config.own_data_dir} holds other data than {config.load}: -l starts a new cluster only")
     log.info("%s came from %s: -l is ignored", config.own_data_dir, config.load)

@@ -46,6 +46,7 @@ from raftdb.storage.checksum import crc32c
 from raftdb.storage.engine import guarded, sync_directory, write_file
 from raftdb.storage.kv import KvStore
 from raftdb.storage.log import Log
+from raftdb.storage.snapshot import Progress
 from raftdb.types import Membership, Persist, SnapshotMeta
 
 FORMAT: Final = 1
@@ -266,16 +267,21 @@ class DataDir:
         incarnation: int,
         membership: Membership,
         snapshot: Path | None = None,
+        source_digest: str = "",
         map_size_bytes: int | None = None,
+        progress: Progress = lambda _: None,
     ) -> None:
         """Make a data directory with an empty log, or one that stands on the file `snapshot` (-l).
+
+        `source_digest`: of the file that the operator named, when `snapshot` was made from it; by default `snapshot`'s
+        own. `progress`: told how many bytes of `snapshot` are loaded.
 
         Raises UsageError (there is one, no rights, not a snapshot), Damaged, DiskFull, StorageError; nothing stays
         then.
         """
         if cls.exists(path):
             raise UsageError(f"{path} holds data already")
-        identity = Identity(node_id, cluster_id, incarnation, FORMAT, "")
+        identity = Identity(node_id, cluster_id, incarnation, FORMAT, source_digest)
         in_place = path.exists()
         building = path / _NEW if in_place else path.with_name(f".{path.name}.new")
         try:
@@ -285,7 +291,7 @@ class DataDir:
                 else:
                     shutil.rmtree(building, ignore_errors=True)
                     path.parent.mkdir(parents=True, exist_ok=True)
-                _build(building, identity, membership, snapshot, map_size_bytes)
+                _build(building, identity, membership, snapshot, map_size_bytes, progress)
                 if in_place:
                     _move_out(path)
                 else:
@@ -588,15 +594,20 @@ def _sweep_unfinished(path: Path) -> None:
 
 
 def _build(
-    building: Path, identity: Identity, membership: Membership, source: Path | None, map_size_bytes: int | None
+    building: Path,
+    identity: Identity,
+    membership: Membership,
+    source: Path | None,
+    map_size_bytes: int | None,
+    progress: Progress,
 ) -> None:
     building.mkdir(mode=0o700)
     snapshot_path(building).mkdir(mode=0o700)
     engine.refuse_network_file_system(building)
     base = None
     if source is not None:
-        base = _adopt_snapshot(building, source, identity, membership, map_size_bytes)
-        identity = identity._replace(source_digest=snapshot.file_digest(source).hex())
+        base, digest = _adopt_snapshot(building, source, identity, membership, map_size_bytes, progress)
+        identity = identity._replace(source_digest=identity.source_digest or digest.hex())
     Log.create(
         log_path(building),
         incarnation=identity.incarnation,
@@ -609,11 +620,18 @@ def _build(
 
 
 def _adopt_snapshot(
-    building: Path, source: Path, identity: Identity, membership: Membership, map_size_bytes: int | None
-) -> SnapshotMeta:
-    """-l: the file's data under the new cluster's id and membership, as a snapshot of our own. kv is built on the
-    way."""
-    meta = snapshot.load(source, building / "kv", map_size_bytes=map_size_bytes, membership=membership)
+    building: Path,
+    source: Path,
+    identity: Identity,
+    membership: Membership,
+    map_size_bytes: int | None,
+    progress: Progress,
+) -> tuple[SnapshotMeta, bytes]:
+    """-l: the file's data under the new cluster's id and membership, as a snapshot of our own, and the file's digest.
+    kv is built on the way."""
+    meta = snapshot.load(
+        source, building / "kv", map_size_bytes=map_size_bytes, membership=membership, progress=progress
+    )
     name = snapshot.file_name(identity.node_id, meta.stamp // 1000, meta.index)
     store = KvStore.open(building / "kv", None, read_only=True)
     try:
@@ -624,7 +642,7 @@ def _adopt_snapshot(
     finally:
         store.close(clean=False)
     kvstate.write(kv_state_path(building), kvstate.CLEAN)
-    return own
+    return own, meta.digest
 
 
 def _move_out(path: Path) -> None:

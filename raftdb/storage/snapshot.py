@@ -38,7 +38,7 @@ import shutil
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -62,6 +62,9 @@ ROW_ITEMS_MAX: Final = 1024
 ROW_BYTES_TARGET: Final = 32 << 10
 CODECS: Final = ("msgpack", "pickle")
 FOOTER_BYTES_MAX: Final = 256
+
+#: Told how many bytes of a file have been read.
+Progress = Callable[[int], object]
 
 _FRAME = struct.Struct("<IIB")
 _HEADER_KIND, _MORE, _LAST, _FOOTER_KIND = b"HCDF"
@@ -278,13 +281,16 @@ def _packed(kind: int, found: Iterable[tuple[Any, bytes]]) -> Iterator[tuple[lis
 class Reader:
     """Streams a file: `with Reader(path) as reader: for row in reader.walk(): ...`
 
-    Everything raises Damaged with the place; UsageError for what is not a snapshot of raftdb, a newer version, or a
-    codec that is not in `codecs`; OSError becomes StorageError.
+    Everything raises Damaged with the place, the bytes of the frame in which it lies; UsageError for what is not a
+    snapshot of raftdb, a newer version, or a codec that is not in `codecs`; OSError becomes StorageError.
+    `progress` is called with the bytes read so far, once per frame.
     """
 
-    def __init__(self, path: Path, codecs: tuple[str, ...] = CODECS) -> None:
+    def __init__(self, path: Path, codecs: tuple[str, ...] = CODECS, progress: Progress = lambda _: None) -> None:
         self._path = path
         self._place = 0
+        self._start = 0  # of the frame that is being read
+        self._progress = progress
         self._digest = blake2b(digest_size=32)
         self.rows = 0
         self.digest = b""  # after the footer was met
@@ -307,7 +313,7 @@ class Reader:
         self._file.close()
 
     def _damaged(self, what: str) -> Damaged:
-        return Damaged(f"{self._path.name} at byte {self._place}", what)
+        return Damaged(f"{self._path.name}, bytes {self._start} to {self._place}", what)
 
     def _read_header(self, codecs: tuple[str, ...]) -> Header:
         magic = self._read(len(MAGIC))
@@ -351,12 +357,14 @@ class Reader:
     def _read(self, size: int) -> bytes:
         with guarded(self._path):
             data = self._file.read(size)
+        self._place += len(data)
         if len(data) != size:
             raise self._damaged("the file ends too early")
-        self._place += size
         return data
 
     def _frame(self, bytes_max: int) -> tuple[int, bytes]:
+        self._start = self._place
+        self._progress(self._place)
         start = self._read(_FRAME.size)
         length, crc, kind = _FRAME.unpack(start)
         if length > bytes_max:
@@ -397,6 +405,7 @@ class Reader:
         if key_count != sum(self.header.keys):
             raise self._damaged("header and footer count keys differently")
         if self._file.read(1):
+            self._start = self._place
             raise self._damaged("there is something behind the footer")
         self.size = self._place
         self.rows_expected = rows
@@ -520,9 +529,9 @@ def file_digest(path: Path, codecs: tuple[str, ...] = CODECS) -> bytes:
         return reader.digest
 
 
-def check_file(path: Path, codecs: tuple[str, ...] = CODECS) -> SnapshotMeta:
+def check_file(path: Path, codecs: tuple[str, ...] = CODECS, progress: Progress = lambda _: None) -> SnapshotMeta:
     """Read a whole file: every CRC, the digest, every row. Raises as Reader does."""
-    with Reader(path, codecs) as reader:
+    with Reader(path, codecs, progress) as reader:
         for _ in reader.raw_rows():
             pass
         return reader.meta()
@@ -537,7 +546,12 @@ def check_received(path: Path) -> bytes:
 
 
 def load(
-    path: Path, kv_path: Path, *, map_size_bytes: int | None = None, membership: Membership | None = None
+    path: Path,
+    kv_path: Path,
+    *,
+    map_size_bytes: int | None = None,
+    membership: Membership | None = None,
+    progress: Progress = lambda _: None,
 ) -> SnapshotMeta:
     """Build a new kv environment at `kv_path`, which must not exist, from a file; synced when this returns.
 
@@ -549,7 +563,7 @@ def load(
     if kv_path.exists():
         raise UsageError(f"{kv_path} is there already")
     try:
-        with Reader(path) as reader:
+        with Reader(path, progress=progress) as reader:
             loader = Loader(kv_path, reader.header, map_size_bytes)
             try:
                 for row in reader.raw_rows():
