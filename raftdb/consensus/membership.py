@@ -22,6 +22,9 @@ from raftdb.types import Member, Membership, NodeRef
 VERSION: Final = 1
 TEXT_BYTES_MAX: Final = 512
 MEMBERS_MAX: Final = 64
+RESERVED: Final = 0
+"""The incarnation of a place that is kept for a node which has not come yet: a learner that answers nothing. No node has
+it, so it is never retired, and never promoted."""
 
 
 class BadMembership(RaftdbError):
@@ -176,6 +179,8 @@ def _moved(present: Member, kind: ChangeKind, wanted: Member) -> Member:
     if kind is ChangeKind.ADDRESS:
         return present._replace(client_addr=wanted.client_addr, peer_addr=wanted.peer_addr)
     voter = kind is ChangeKind.PROMOTE
+    if voter and present.incarnation == RESERVED:
+        raise ChangeRefused(f"{wanted.id} has not come yet")
     if present.voter == voter:
         raise ChangeRefused(f"{wanted.id} is a {'voter' if voter else 'learner'} already")
     return present._replace(voter=voter)

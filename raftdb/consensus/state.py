@@ -353,7 +353,8 @@ class State:
             return
         current = members.refs(self.membership)
         for ref in sorted(members.refs(self.previous) - current):
-            self.retired[ref] = None
+            if ref.incarnation != members.RESERVED:
+                self.retired[ref] = None
         for ref in current:
             self.retired.pop(ref, None)
         while len(self.retired) > RETIRED_MAX:

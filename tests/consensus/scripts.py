@@ -165,12 +165,12 @@ class Script:
                 self.network.append((node.ref, to, message))
 
     def name(self, ref: NodeRef) -> str:
-        """n2, or n2/7 for a life that is not the first."""
+        """n2, or n2/7 for a life that is not the first (n2/0: a place that is kept)."""
         return ref.id if ref.incarnation == 1 else f"{ref.id}/{ref.incarnation}"
 
     def ref(self, name: str) -> NodeRef:
         node_id, _, incarnation = name.partition("/")
-        return NodeRef(node_id, int(incarnation or 1))
+        return NodeRef(node_id, int(incarnation) if incarnation else 1)
 
     # --- cluster ----------------------------------------------------------------------------------------------------
 
@@ -241,8 +241,8 @@ class Script:
             self.arrive(sender, to, message)
 
     def arrive(self, sender: NodeRef, to: NodeRef, message: Any) -> None:
-        node = self.nodes[to.id]
-        if node.core is None or node.ref != to:
+        node = self.nodes.get(to.id)
+        if node is None or node.core is None or node.ref != to:
             return
         self.act(node, lambda core: self.step(node, core, sender, message))
 
