@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raftdb_tools.bench import http2, load, mixed, plan, plots, report, stages
+from raftdb_tools.bench import http2, load, mixed, plan, plots, report, resp, stages
 from raftdb_tools.bench.foreign import Etcd
 from raftdb_tools.bench.load import Cell, Sample
 from raftdb_tools.bench.processes import Failed, Program, free_ports, wait_until
@@ -56,6 +56,13 @@ def test_systems_take_turns_and_are_always_stopped(tmp_path):
     results(Fake("a", [1, 1], diary), Fake("b", [1, 1], diary, dies_in=1), turns=2, directory=tmp_path)
     assert diary == [f"{name} {what}" for _ in range(2) for name in "ab" for what in ("start", "stop")]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cell_by_cell_when_all_are_up_together(tmp_path):
+    diary: list[str] = []
+    run = plan.Run(tmp_path, 0.0, lambda line: diary.append(line.split()[1]))
+    run.repeat([Fake("a", [1, 1], diary), Fake("b", [1, 1], diary)], [CELL, Cell("GET", 1, 1)], 1, together=True)
+    assert diary == ["a start", "b start", "a", "b", "a", "b", "a stop", "b stop"]
 
 
 def test_medians_and_ratios(tmp_path):
@@ -135,14 +142,23 @@ def test_redis_benchmark_figures():
     assert sample == Sample(86956.52, 0.29, 0.6, 0.8, 2.1)
 
 
+def refusal(port: int) -> str:
+    """The error that PING is answered with."""
+    with resp.Connection(port, timeout_s=2) as connection:
+        with pytest.raises(resp.ReplyError) as refused:
+            connection.call("PING")
+        return str(refused.value)
+
+
 def test_a_real_server_that_refuses_is_a_failure(tmp_path, require):
     require("redis-server")
     require("redis-benchmark")
     (port,) = free_ports(1)
-    argv = f"redis-server --port {port} --save --requirepass secret".split()
+    argv = ["redis-server", "--port", str(port), "--save", "", "--requirepass", "secret"]
     program = Program("redis", argv, tmp_path)
     try:
-        wait_until(lambda: "NOAUTH" in str(load.redis_benchmark(port, CELL, 100).failure), [program], "it refuses")
+        wait_until(lambda: bool(refusal(port)), [program], "it refuses")
+        assert "NOAUTH" in str(load.redis_benchmark(port, CELL, 100).failure)
     finally:
         program.stop()
 

@@ -66,7 +66,7 @@ def single(
         mixed.prepare(system, mixed_keys)
         return mixed.measure(system, mixed_seconds, mixed_keys)
 
-    measure(systems, cells, directory, repetitions, seconds, out, None if no_mixed else disturb, "One node")
+    measure(systems, cells, directory, repetitions, seconds, out, None if no_mixed else disturb, "One node", True)
 
 
 @cli.command("all")
@@ -171,6 +171,7 @@ def measure(
     out: Path | None,
     disturb: Any,
     title: str,
+    together: bool = False,
 ) -> None:
     """Runs, reports, and ends with exit code 1 when something failed or a budget does not hold."""
     here, left_out = plan.present(systems)
@@ -179,7 +180,7 @@ def measure(
     facts = report.machine(directory)
     run = plan.Run(directory.absolute(), seconds, click.echo)
     try:
-        run.repeat(here, cells, repetitions, disturb)
+        run.repeat(here, cells, repetitions, disturb, together)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     results = run.results(here, left_out)

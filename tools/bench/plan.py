@@ -1,14 +1,15 @@
 """Which systems answer which cells, in which order; and what the figures come to.
 
 Systems take turns: repetition 1 of each, then repetition 2 of each. A machine that slows down for a minute slows all of
-them down, and a ratio of medians survives it. Each repetition starts on empty directories.
+them down; a ratio is the median of the ratios of the turns, and survives it. Each turn starts on empty directories.
 """
 
 from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -100,9 +101,11 @@ class Results(NamedTuple):
     mixed: dict[str, tuple[Mixed, ...]]
 
     def ratio(self, system: str, cell: Cell, base: str = "redis", base_cell: Cell | None = None) -> float | None:
-        """Median to median of the same run; None where one of both has no figure."""
+        """Median of the ratios of the turns, which cancels the machine; None where one of both has no figure."""
         mine, other = self.figures.get((system, cell)), self.figures.get((base, base_cell or cell))
-        return mine.rate / other.rate if mine and other and mine.rate and other.rate else None
+        if not (mine and other and mine.rate and other.rate):
+            return None
+        return statistics.median(a.rate / b.rate for a, b in zip(mine.samples, other.samples, strict=False))
 
     def failures(self) -> list[str]:
         """Runs in which something failed, and budgets that do not hold, one line each."""
@@ -155,41 +158,59 @@ class Run:
         cells: Sequence[Cell],
         repetitions: int,
         mixed: Callable[[System], Mixed | None] | None = None,
+        together: bool = False,
     ) -> None:
-        """Every cell of every system, `repetitions` times in turns; then the mixed load likewise."""
-        for turn in range(1, repetitions + 1):
-            for system in systems:
-                self._framed(system, f"{turn}-cells", partial(self._cells, cells=cells, turn=turn))
-            for system in systems if mixed else ():
-                self._framed(system, f"{turn}-mixed", partial(self._mixed, mixed=mixed, turn=turn))
+        """Every cell of every system, `repetitions` times in turns; then the mixed load likewise.
 
-    def _framed(self, system: System, name: str, work: Callable[[System], None]) -> None:
-        """Starts the system, works, stops it; its data is removed even when it fails."""
-        place = self.directory / f"{system.name}-{name}"
+        together: all systems are up at the same time, one of them works; they take turns cell by cell. That is the
+        fairest comparison, for systems that cost nothing while they are idle.
+        """
+        groups = [systems] if together else [[system] for system in systems]
+        for turn in range(1, repetitions + 1):
+            for group in groups:
+                self._turn(group, cells, turn)
+            for system in systems if mixed else ():
+                with self._running([system], f"{turn}-mixed") as up:
+                    self._guarded(system, partial(self._mixed, mixed=mixed, turn=turn), up)
+
+    def _turn(self, group: Sequence[System], cells: Sequence[Cell], turn: int) -> None:
+        with self._running(group, f"{turn}-cells") as up:
+            for cell in cells:
+                for system in [system for system in group if system in up and system.takes(cell)]:
+                    self._guarded(system, partial(self._sample, cell=cell, turn=turn), up)
+
+    @contextmanager
+    def _running(self, group: Sequence[System], name: str) -> Iterator[list[System]]:
+        """The systems of the group that started; all are stopped and their data removed, whatever happens."""
+        up = list(group)
+        places = {system.name: self.directory / f"{system.name}-{name}" for system in group}
         try:
-            system.start(place)
+            for system in group:
+                self._guarded(system, lambda system: system.start(places[system.name]), up)
+            yield up
+        finally:
+            for system in group:
+                system.stop()
+                shutil.rmtree(places[system.name], ignore_errors=True)
+
+    def _guarded(self, system: System, work: Callable[[System], None], up: list[System]) -> None:
+        """A system that dies is out of this turn, and has no figure in any cell, those before included."""
+        if system not in up:
+            return
+        try:
             work(system)
         except (Failed, OSError) as error:
             self.say(f"{system.name}: {error}")
-            self._note_death(system, str(error))
-        finally:
-            system.stop()
-            shutil.rmtree(place, ignore_errors=True)
+            up.remove(system)
+            for (name, _), samples in self.samples.items():
+                if name == system.name:
+                    samples.append(Sample(0.0, failure=str(error)))
 
-    def _note_death(self, system: System, reason: str) -> None:
-        """A system that died has no figure in any cell, those before included."""
-        for (name, _), samples in self.samples.items():
-            if name == system.name:
-                samples.append(Sample(0.0, failure=reason))
-
-    def _cells(self, system: System, cells: Sequence[Cell], turn: int) -> None:
-        for cell in cells:
-            if not system.takes(cell):
-                continue
-            kept = self.samples.setdefault((system.name, cell), [])
-            sample = system.measure(cell, self.seconds)
-            kept.append(sample)
-            self.say(f"[{turn}] {system.name:16} {cell!s:32} {sample.failure or f'{sample.rate:10,.0f} /s'}")
+    def _sample(self, system: System, cell: Cell, turn: int) -> None:
+        kept = self.samples.setdefault((system.name, cell), [])
+        sample = system.measure(cell, self.seconds)
+        kept.append(sample)
+        self.say(f"[{turn}] {system.name:16} {cell!s:32} {sample.failure or f'{sample.rate:10,.0f} /s'}")
 
     def _mixed(self, system: System, mixed: Callable[[System], Mixed | None] | None, turn: int) -> None:
         assert mixed
