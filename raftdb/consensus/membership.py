@@ -23,8 +23,8 @@ VERSION: Final = 1
 TEXT_BYTES_MAX: Final = 512
 MEMBERS_MAX: Final = 64
 RESERVED: Final = 0
-"""The incarnation of a place that is kept for a node which has not come yet: a learner that answers nothing. No node has
-it, so it is never retired, and never promoted."""
+"""The incarnation of a place that is kept for a node which has not come yet: a learner that answers nothing. No node
+has it, so it is never retired, and never promoted."""
 
 
 class BadMembership(RaftdbError):
