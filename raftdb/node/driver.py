@@ -127,6 +127,8 @@ class Driver:
         self._next_housekeeping_s = 0.0
         self._no_room_until_s = 0.0
         self._applying = False
+        self._led_in_need = False
+        self._leader_seen_s = 0.0
         self._waiting_bytes = 0
         self._flushed_us = 0  # sum over all flushes
         self._open: Ready | None = None  # its persist found no room on the disk
@@ -262,7 +264,7 @@ class Driver:
         self._next_tick_s = max(self._next_tick_s + self.config.tick_ms / 1000, now_s + self.config.tick_ms / 2000)
         self.core.tick()
         self.peers.tick()
-        self.core.fit = self.clock_fit and not self._no_room_until_s
+        self.core.fit = self.clock_fit and not self._no_room_until_s and self._room_to_lead(now_s)
         self.pending.expire(now_s - self.config.request_timeout_ms / 1000)
         self._expire_waiting(now_s - self.config.leader_wait_ms / 1000)
         self.reads.expire(now_s - self.config.request_timeout_ms / 1000)
@@ -275,7 +277,7 @@ class Driver:
 
     def _keep_log_short(self, now_s: float) -> None:
         """Snapshot triggers, and one bounded step of trimming."""
-        self.snapshotter.trigger(self.applied, self.log_bytes_since_snapshot, now_s)
+        self.snapshotter.trigger(self.applied, self.log_bytes_since_snapshot, now_s, self.housekeeper.low)
         if self.core.snapshot_wanted and not self.snapshotter.busy:
             log.info("snapshot: a member needs entries that are no longer in the log")
             self.snapshotter.request()
@@ -284,12 +286,34 @@ class Driver:
             self._next_housekeeping_s = now_s  # more to do
 
     def snapshot_made(self, meta: SnapshotMeta) -> None:
-        """The log's meta names this file now."""
+        """The log's meta names this file now; what it does not name any more goes."""
         self.log_bytes_since_snapshot = self.log.bytes_after(meta.index)
+        if not self.installer.busy and not self.peers.fetcher.busy:
+            removed = self.data.sweep()
+            if removed:
+                log.info("removed %s", ", ".join(removed))
 
     def _log_bytes(self) -> int:
         meta = self.log.snapshot
         return self.log.bytes_after(meta.index if meta is not None else 0)
+
+    def _room_to_lead(self, now_s: float) -> bool:
+        """A node with little room lets others lead; it leads all the same when nobody else does (all may be full).
+
+        Once it was elected in spite of that it stays: handing over to and fro would help nobody.
+        """
+        if not self.housekeeper.low:
+            self._led_in_need = False
+            self._leader_seen_s = now_s
+            return True
+        if self.core.role is Role.LEADER:
+            return self._led_in_need
+        if self.core.leader is not None:
+            self._led_in_need = False
+            self._leader_seen_s = now_s
+        elif now_s - self._leader_seen_s > 4 * self.config.election_ms / 1000:
+            self._led_in_need = True
+        return self._led_in_need
 
     def _expire_waiting(self, before_s: float) -> None:
         while self.waiting and self.waiting[0].since_s < before_s:
@@ -626,6 +650,7 @@ class Driver:
         self.pending.skipped(self.applied)
         self.log_bytes_since_snapshot = self._log_bytes()
         self.reads.applied(self.applied)
+        self.core.snapshot_available(meta)
         log.info("snapshot %s is installed: index %d", meta.name, meta.index)
 
     # --- the end ----------------------------------------------------------------------------------------------------

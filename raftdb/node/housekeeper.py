@@ -30,9 +30,16 @@ class Housekeeper:
     """`sync` makes the data durable, `fail` stops the node. `low` is read by the driver before it takes writes."""
 
     def __init__(
-        self, paths: list[Path], min_free_bytes: int, sync: Callable[[], None], fail: Callable[[BaseException], None]
-    ):
+        self,
+        paths: list[Path],
+        min_free_bytes: int,
+        sync: Callable[[], None],
+        fail: Callable[[BaseException], None],
+        reusable_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`reusable_bytes`: room inside the files, which do not shrink when their data does."""
         self._paths = paths
+        self._reusable_bytes = reusable_bytes
         self.min_free_bytes = min_free_bytes
         self._sync = sync
         self._fail = fail
@@ -76,7 +83,7 @@ class Housekeeper:
                 return
 
     def _look(self) -> None:
-        free_bytes = min(free_space_bytes(path) for path in self._paths)
+        free_bytes = min(free_space_bytes(path) for path in self._paths) + self._reusable_bytes()
         low = free_bytes < self.min_free_bytes
         if low != self.low:
             log.warning(

@@ -176,7 +176,9 @@ class Node:
         self.data = starting.open_data(self.config)
         config, data = self.config, self.data
         self.machine.kv = data.kv
-        self.housekeeper = Housekeeper([data.path], config.min_free_bytes, lambda: self.data.kv.sync(), self._fail)
+        self.housekeeper = Housekeeper(
+            [data.path], config.min_free_bytes, lambda: self.data.kv.sync(), self._fail, self._reusable_bytes
+        )
         starts = data.log.start()
         self.core = self._new_core(starts)
         driver = Driver(
@@ -194,6 +196,11 @@ class Node:
         self.peering.attach(driver, self._identity(starts))
         self.driver = driver  # last: from now on stop() ends it
         self._start_helpers()
+
+    def _reusable_bytes(self) -> int:
+        """What both log and data could still take without growing their files."""
+        parts = (self.data.log, self.data.kv)
+        return min(part.stats().get("reusable_bytes", 0) for part in parts)
 
     def _start_helpers(self) -> None:
         self.housekeeper.start()

@@ -12,13 +12,17 @@ than the snapshot *before* it are dropped, in steps, so that a damaged newest fi
 --keep-entries (or --keep-bytes) stay for followers that lag.
 
 Checkpoints under a name of the user's, or in another codec, are copies for people: they stand in checkpoints/, the log
-knows nothing of them, and nobody sweeps them away.
+knows nothing of them, and nobody sweeps them away. Those called backup-<16 hexadecimal digits>.dat are lent: `raftdb
+backup` has them made, reads them piece by piece and drops them. Should it not come to that, they are removed when the
+node starts, or when another one is made and they have not been read for LENT_S.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import subprocess
 import threading
 import time
@@ -38,7 +42,10 @@ log = logging.getLogger("raftdb.snapshots")
 
 TRIM_RECORDS: Final = 2_000  # log entries dropped in one step: a synced transaction of the driver
 CHILD_NICENESS: Final = 10
+LOW_LOG_BYTES: Final = 1024 * 1024  # on a disk that is nearly full this much log is worth a snapshot
 RETRY_S: Final = 10.0  # after a failed snapshot the triggers rest
+LENT_S: Final = 600.0
+LENT: Final = re.compile(r"backup-[0-9a-f]{16}\.dat")
 
 
 class Job:
@@ -83,6 +90,7 @@ class Snapshotter:
     def start(self) -> None:
         meta = self._data.log.snapshot
         self.last_save_s = int(time.time()) if meta is None else meta.stamp // 1000
+        self._sweep_lent(0.0)
         self._thread = threading.Thread(target=self._run, name="raftdb-snapshots", daemon=True)
         self._thread.start()
 
@@ -126,18 +134,60 @@ class Snapshotter:
             raise CommandError(f"ERR snapshot failed: {job.error}")
         return job.file
 
-    def trigger(self, applied: int, log_bytes: int, now_s: float) -> None:
-        """Driver, about once a second: is a snapshot due?"""
+    def trigger(self, applied: int, log_bytes: int, now_s: float, low: bool) -> None:
+        """Driver, about once a second: is a snapshot due? `low`: the disk is nearly full, and old log could go."""
         if self.busy or now_s < self._rest_until_s:
             return
         last = self._data.log.snapshot
         entries = applied - (last.index if last is not None else 0)
         bound = max(self._config.snapshot_log_bytes, last.size_bytes if last is not None else 0)
+        if low:
+            bound = min(bound, LOW_LOG_BYTES)
         if entries > 0 and (
             log_bytes >= bound or (entries >= self._config.snapshot_entries and log_bytes >= bound // 4)
         ):
             log.info("snapshot: %d entries and %d KiB of log since the last one", entries, log_bytes // 1024)
+            if low:
+                self._rest_until_s = now_s + RETRY_S
             self.request()
+
+    # --- copies for people ------------------------------------------------------------------------------------------
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self._data.path / "checkpoints"
+
+    def read(self, name: str, offset: int, length: int) -> tuple[int, bytes]:
+        """(size of the file, bytes from `offset` on) of a checkpoint or snapshot. Any thread.
+
+        Raises UsageError (no such file), OSError.
+        """
+        snapshot.plain_name(name)
+        for directory in (self._checkpoints, self._data.path / "snapshots"):
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    if LENT.fullmatch(name):
+                        os.utime(descriptor)
+                    return os.fstat(descriptor).st_size, os.pread(descriptor, length, offset)
+                finally:
+                    os.close(descriptor)
+        raise UsageError(f"there is no snapshot or checkpoint called {name}")
+
+    def drop(self, name: str) -> bool:
+        """Delete a checkpoint; was there one? Any thread. Raises UsageError (not a plain name), OSError."""
+        try:
+            (self._checkpoints / snapshot.plain_name(name)).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _sweep_lent(self, unread_s: float) -> None:
+        """Remove what was lent and has not been read for so long. Best effort: it is about disk space only."""
+        with contextlib.suppress(OSError):
+            for path in self._checkpoints.iterdir():
+                if LENT.fullmatch(path.name) and time.time() - path.stat().st_mtime >= unread_s:
+                    path.unlink()
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
@@ -147,10 +197,25 @@ class Snapshotter:
         older = data_log.previous_snapshot
         if older is None:
             return False
-        to = min(older.index + 1, pinned, max(data_log.first, data_log.last - self._config.keep_entries + 1))
-        if to <= data_log.first:
+        to = min(older.index + 1, pinned)
+        if to <= data_log.first or self._kept_from() <= data_log.first:
             return False
-        return data_log.trim(to, TRIM_RECORDS) > 0
+        return data_log.trim(min(to, self._kept_from()), TRIM_RECORDS) > 0
+
+    def _kept_from(self) -> int:
+        """The first of the last entries that stay for followers that lag: bounded in number and in bytes."""
+        data_log = self._data.log
+        low = max(data_log.first, data_log.last - self._config.keep_entries + 1)
+        high = data_log.last + 1
+        if data_log.bytes_after(low - 1) <= self._config.keep_bytes:
+            return low
+        while low < high:
+            middle = (low + high) // 2
+            if data_log.bytes_after(middle - 1) > self._config.keep_bytes:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     # --- the thread -------------------------------------------------------------------------------------------------
 
@@ -196,8 +261,10 @@ class Snapshotter:
         own = snapshot.file_name(self._data.identity.node_id, int(time.time()), self._data.kv.applied)
         if job.name is None and job.codec == "msgpack":
             return self._data.path / "snapshots" / own
-        directory = self._data.path / "checkpoints"
+        directory = self._checkpoints
         directory.mkdir(mode=0o700, exist_ok=True)
+        if LENT.fullmatch(job.name or ""):
+            self._sweep_lent(LENT_S)
         return directory / snapshot.plain_name(job.name or own)
 
     def _run_child(self, kv_path: Path, target: Path, codec: str) -> SnapshotMeta:
