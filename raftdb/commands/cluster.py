@@ -27,6 +27,10 @@ from .table import (
 SHOW: Final = LOCAL | LOADING
 STEER: Final = LOCAL | ADMIN | NOSCRIPT | DANGEROUS | BLOCKING | NOMULTI
 LOG_ENTRIES_MAX: Final = 1_000  # of one GETLOG
+SNAPSHOT_READ_BYTES_MAX: Final = 1 << 20  # of one RAFT.SNAPSHOT READ
+FILE_OFFSET_MAX: Final = (1 << 63) - 1
+
+COPY: Final = SHOW | ADMIN | NOSCRIPT | DANGEROUS | SLOW | NOMULTI  # files of this node: on a worker
 
 CONSISTENCY_LEVELS: Final = ("LINEARIZABLE", "LEASE", "BOUNDED", "STALE")
 
@@ -172,6 +176,27 @@ def raft_snapshot_list(ctx: LocalContext) -> Reply:
     return [shown(snapshot) for snapshot in ctx.server.snapshots()]
 
 
+@command(
+    "RAFT.SNAPSHOT READ",
+    Bytes("name"),
+    Int("offset", 0, FILE_OFFSET_MAX),
+    Int("length", 1, SNAPSHOT_READ_BYTES_MAX),
+    flags=COPY,
+    group="raft",
+    summary="Size of a snapshot or checkpoint of this node, and the bytes of it from an offset on",
+)
+def raft_snapshot_read(ctx: LocalContext, name: bytes, offset: int, length: int) -> Reply:
+    size_bytes, data = ctx.server.read_snapshot(_text(name, "the name"), offset, length)
+    return [size_bytes, data]
+
+
+@command(
+    "RAFT.SNAPSHOT DROP", Bytes("name"), flags=COPY, group="raft", summary="Delete a checkpoint of this node: 1 or 0"
+)
+def raft_snapshot_drop(ctx: LocalContext, name: bytes) -> Reply:
+    return int(ctx.server.drop_checkpoint(_text(name, "the name")))
+
+
 def _get_log(ctx: LocalContext, start: int | None, stop: int | None) -> Reply:
     """[index, term, stamp, kind, [command line, ...]] for start <= index < stop, at most LOG_ENTRIES_MAX."""
     first = 1 if start is None else max(start, 1)
@@ -224,6 +249,8 @@ COMMANDS: list[Command] = [
     raft_consistency,
     raft_snapshot_now,
     raft_snapshot_list,
+    raft_snapshot_read,
+    raft_snapshot_drop,
     raft_log,
     getlog,
     getdump,

@@ -21,6 +21,7 @@ from raftdb import __version__, clock
 from raftdb.commands.context import Role as RoleReply
 from raftdb.config import SETTINGS, split_address
 from raftdb.errors import CommandError, RaftdbError, Uncertain, Unexecuted
+from raftdb.node import lending
 from raftdb.node.forwarding import requests_of
 from raftdb.node.pending import TIMED_OUT
 from raftdb.types import Kind, Role
@@ -262,6 +263,8 @@ class Port:
     # --- persistence ------------------------------------------------------------------------------------------------
 
     def checkpoint(self, name: str | None, codec: str) -> str:
+        if name is not None:
+            lending.sweep(self._node.data.path, name)
         job = self._node.snapshotter.request(name, codec)
         return self._node.snapshotter.wait(job)
 
@@ -281,6 +284,18 @@ class Port:
             {"name": meta.name, "index": meta.index, "term": meta.term, "bytes": meta.size_bytes, "stamp": meta.stamp}
             for meta in rows
         ]
+
+    def read_snapshot(self, name: str, offset: int, length: int) -> tuple[int, bytes]:
+        try:
+            return lending.read(self._node.data.path, name, offset, length)
+        except (RaftdbError, OSError) as error:
+            raise CommandError(f"ERR {error}") from None
+
+    def drop_checkpoint(self, name: str) -> bool:
+        try:
+            return lending.drop(self._node.data.path, name)
+        except (RaftdbError, OSError) as error:
+            raise CommandError(f"ERR {error}") from None
 
     # --- the group --------------------------------------------------------------------------------------------------
 
