@@ -12,17 +12,13 @@ than the snapshot *before* it are dropped, in steps, so that a damaged newest fi
 --keep-entries (or --keep-bytes) stay for followers that lag.
 
 Checkpoints under a name of the user's, or in another codec, are copies for people: they stand in checkpoints/, the log
-knows nothing of them, and nobody sweeps them away. Those called backup-<16 hexadecimal digits>.dat are lent: `raftdb
-backup` has them made, reads them piece by piece and drops them. Should it not come to that, they are removed when the
-node starts, or when another one is made and they have not been read for LENT_S.
+knows nothing of them, and nobody sweeps them away.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import re
 import subprocess
 import threading
 import time
@@ -44,8 +40,6 @@ TRIM_RECORDS: Final = 2_000  # log entries dropped in one step: a synced transac
 CHILD_NICENESS: Final = 10
 LOW_LOG_BYTES: Final = 1024 * 1024  # on a disk that is nearly full this much log is worth a snapshot
 RETRY_S: Final = 10.0  # after a failed snapshot the triggers rest
-LENT_S: Final = 600.0
-LENT: Final = re.compile(r"backup-[0-9a-f]{16}\.dat")
 
 
 class Job:
@@ -90,7 +84,6 @@ class Snapshotter:
     def start(self) -> None:
         meta = self._data.log.snapshot
         self.last_save_s = int(time.time()) if meta is None else meta.stamp // 1000
-        self._sweep_lent(0.0)
         self._thread = threading.Thread(target=self._run, name="raftdb-snapshots", daemon=True)
         self._thread.start()
 
@@ -150,44 +143,6 @@ class Snapshotter:
             if low:
                 self._rest_until_s = now_s + RETRY_S
             self.request()
-
-    # --- copies for people ------------------------------------------------------------------------------------------
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self._data.path / "checkpoints"
-
-    def read(self, name: str, offset: int, length: int) -> tuple[int, bytes]:
-        """(size of the file, bytes from `offset` on) of a checkpoint or snapshot. Any thread.
-
-        Raises UsageError (no such file), OSError.
-        """
-        snapshot.plain_name(name)
-        for directory in (self._checkpoints, self._data.path / "snapshots"):
-            with contextlib.suppress(FileNotFoundError):
-                descriptor = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    if LENT.fullmatch(name):
-                        os.utime(descriptor)
-                    return os.fstat(descriptor).st_size, os.pread(descriptor, length, offset)
-                finally:
-                    os.close(descriptor)
-        raise UsageError(f"there is no snapshot or checkpoint called {name}")
-
-    def drop(self, name: str) -> bool:
-        """Delete a checkpoint; was there one? Any thread. Raises UsageError (not a plain name), OSError."""
-        try:
-            (self._checkpoints / snapshot.plain_name(name)).unlink()
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _sweep_lent(self, unread_s: float) -> None:
-        """Remove what was lent and has not been read for so long. Best effort: it is about disk space only."""
-        with contextlib.suppress(OSError):
-            for path in self._checkpoints.iterdir():
-                if LENT.fullmatch(path.name) and time.time() - path.stat().st_mtime >= unread_s:
-                    path.unlink()
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
@@ -261,10 +216,8 @@ class Snapshotter:
         own = snapshot.file_name(self._data.identity.node_id, int(time.time()), self._data.kv.applied)
         if job.name is None and job.codec == "msgpack":
             return self._data.path / "snapshots" / own
-        directory = self._checkpoints
+        directory = self._data.path / "checkpoints"
         directory.mkdir(mode=0o700, exist_ok=True)
-        if LENT.fullmatch(job.name or ""):
-            self._sweep_lent(LENT_S)
         return directory / snapshot.plain_name(job.name or own)
 
     def _run_child(self, kv_path: Path, target: Path, codec: str) -> SnapshotMeta:
