@@ -353,8 +353,8 @@ class DataDir:
 
     @property
     def alone(self) -> bool:
-        """No other member holds the data."""
-        return len(self.log.membership.members) <= 1
+        """No other member holds the data. (A node that joins knows no members yet, and is not alone.)"""
+        return len(self.log.membership.members) == 1
 
     def _start_kv(self, accept_loss: bool) -> None:
         log = self.log
@@ -380,6 +380,16 @@ class DataDir:
             if self.plan.start_with is StartWith.STOP:
                 base = log.first - 1
                 self.kv.batch().commit(base, log.term(base), log.stamp(base), log.chain(base), log.membership)
+            elif (members := self._members_at_forming()) is not None:
+                # No entry says who formed the cluster, and a snapshot without members would strand who installs it.
+                self.kv.batch().commit(0, 0, 0, log.chain(0), members)
+
+    def _members_at_forming(self) -> Membership | None:
+        """The membership before the first entry; None when the log has forgotten it (or the node joined later)."""
+        for membership in (self.log.membership, self.log.previous_membership):
+            if membership is not None and membership.index == 0 and membership.members:
+                return membership
+        return None
 
     def _open_trusted_kv(self) -> KvStore | None:
         path = kv_path(self.path)

@@ -387,9 +387,14 @@ class Environment:
 
     def stats(self) -> dict[str, int]:
         info, stat = self.lmdb.info(), self.lmdb.stat()
+        with self.lmdb.begin() as transaction:
+            counts = [stat, *(transaction.stat(database) for database in self.databases)]
+        used = 2 + sum(one["branch_pages"] + one["leaf_pages"] + one["overflow_pages"] for one in counts)
         return {
             "map_size_bytes": info["map_size"],
             "used_bytes": (info["last_pgno"] + 1) * stat["psize"],
+            # Free for reuse, but for the few pages that hold LMDB's own list of them.
+            "reusable_bytes": max(0, info["last_pgno"] + 1 - used) * stat["psize"],
             "last_transaction": info["last_txnid"],
             "readers": info["num_readers"],
         }

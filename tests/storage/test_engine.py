@@ -232,3 +232,17 @@ def test_another_process_reads_while_this_one_writes(tmp_path):
     assert kvstate.read(tmp_path / "kv.state") == state
     apply(kv, entries(6, 5, kv.chain))
     kv.close(clean=True)
+
+
+def test_what_can_be_reused_after_deleting(tmp_path):
+    kv = KvStore.open(tmp_path / "kv", None, map_size_bytes=MAP_BYTES)
+    apply(kv, entries(1, 50, payload=lambda index: b"k%d=" % index + b"x" * 9000))
+    before = kv.stats()["reusable_bytes"]
+    batch = kv.batch()
+    batch.begin(51, kv.stamp, 0)
+    for number in range(1, 41):
+        batch.drop_head(0, b"k%d" % number)
+    batch.commit(51, 1, kv.stamp, 0)
+    stats = kv.stats()
+    assert 40 * 9000 <= stats["reusable_bytes"] - before <= stats["used_bytes"]
+    kv.close(clean=False)

@@ -176,7 +176,8 @@ def test_a_snapshot(path):
     data = bytearray(file.read_bytes())
     data[-60] ^= 1
     file.write_bytes(data)
-    assert [finding.place.partition(" ")[0] for finding in damages(path)] == [file.name]
+    (finding,) = damages(path)
+    assert finding.place.startswith(file.name)
     assert list(verify_snapshot(file))
     file.unlink()
     assert len(damages(path)) == 1
