@@ -480,8 +480,7 @@ class Peering:
         core = driver.core
         wants_in = self._anew or (not core.is_member(core.me) and core.me not in core.retired)
         if wants_in and core.leader is None and now_s >= self._next_join_s:
-            self._next_join_s = now_s + JOIN_EVERY_S
-            self._ask_to_join(driver)
+            self._next_join_s = now_s + (JOIN_EVERY_S if self._ask_to_join(driver) else 0.0)
 
     def _refuse_clients(self, driver: Driver, reason: str) -> None:
         """Only what this module has set is taken back."""
@@ -491,15 +490,15 @@ class Peering:
             if driver.dispatch.not_ready is before or before is None:
                 driver.dispatch.not_ready = self._not_ready
 
-    def _ask_to_join(self, driver: Driver) -> None:
+    def _ask_to_join(self, driver: Driver) -> bool:
+        """False: nobody is there to be asked."""
         me = driver.core.me
         request = JoinRequest(
             me.id, me.incarnation, self.config.address, peer_address(self.config.address), self.config.overwrite
         )
         up = [identity for identity in self.net.connected() if identity.cluster_id]
         up.sort(key=lambda identity: (identity.peer_addr != self.leader_hint, identity.id))
-        if up:
-            self.net.send(up[0].ref, request)
+        return bool(up) and self.net.send(up[0].ref, request)
 
     # --- snapshots --------------------------------------------------------------------------------------------------
 

@@ -61,13 +61,18 @@ def recover(path: Path) -> Recovered:
             member = _make_sole(log, found)
             if log.incarnation != found.incarnation:
                 log.renew(found.incarnation)
-            os.replace(path / NEW_IDENTITY, path / "identity")
-            sync_directory(path)
+            _take_identity(path)
             return Recovered(found, member, log.last, log.term(log.last), former)
         finally:
             log.close()
     finally:
         os.close(lock)
+
+
+def _take_identity(path: Path) -> None:
+    """Step 4: from here on the node belongs to the new cluster."""
+    os.replace(path / NEW_IDENTITY, path / "identity")
+    sync_directory(path)
 
 
 def _unfinished(path: Path) -> Identity | None:
