@@ -32,6 +32,36 @@ BOUND = 1.3  # a slow-down of 1.5x fails, a few instructions more do not
 
 def cost_of(work: Callable[[], Any]) -> int:
     """Instructions and weighted C calls of one call."""
+    return _monitored(work) if sys.version_info >= (3, 12) else _traced(work)
+
+
+def _monitored(work: Callable[[], Any]) -> int:
+    """By sys.monitoring, from Python 3.12 on."""
+    monitoring = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
+    events, tool, count = monitoring.events, monitoring.PROFILER_ID, 0
+
+    def instruction(*_: Any) -> None:
+        nonlocal count
+        count += 1
+
+    def c_return(*_: Any) -> None:
+        nonlocal count
+        count += CALL_COST
+
+    monitoring.use_tool_id(tool, "costs")
+    monitoring.register_callback(tool, events.INSTRUCTION, instruction)
+    monitoring.register_callback(tool, events.C_RETURN, c_return)
+    monitoring.set_events(tool, events.INSTRUCTION | events.CALL)
+    try:
+        work()
+    finally:
+        monitoring.set_events(tool, 0)
+        monitoring.free_tool_id(tool)
+    return count
+
+
+def _traced(work: Callable[[], Any]) -> int:
+    """By sys.settrace and sys.setprofile, which Python 3.11 has."""
     count = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
