@@ -131,6 +131,8 @@ class Snapshotter:
         """Driver, about once a second: is a snapshot due? `low`: the disk is nearly full, and old log could go."""
         if self.busy or now_s < self._rest_until_s:
             return
+        if not self._data.kv.membership.members:
+            return  # a node that joined and has not applied its own joining yet: nobody could start from its file
         last = self._data.log.snapshot
         entries = applied - (last.index if last is not None else 0)
         bound = max(self._config.snapshot_log_bytes, last.size_bytes if last is not None else 0)

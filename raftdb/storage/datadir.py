@@ -380,7 +380,7 @@ class DataDir:
             if self.plan.start_with is StartWith.STOP:
                 base = log.first - 1
                 self.kv.batch().commit(base, log.term(base), log.stamp(base), log.chain(base), log.membership)
-            elif (members := self._members_at_forming()) is not None:
+            elif self.plan.start_with is StartWith.EMPTY and (members := self._members_at_forming()) is not None:
                 # No entry says who formed the cluster, and a snapshot without members would strand who installs it.
                 self.kv.batch().commit(0, 0, 0, log.chain(0), members)
 

@@ -17,7 +17,7 @@ from raftdb.storage.kv import KvStore
 from raftdb.storage.log import DATABASES
 from raftdb.storage.txn import SPACES
 from raftdb.storage.verify import verify_directory
-from raftdb.types import Membership
+from raftdb.types import Member, Membership
 
 from .build import MAP_BYTES, MEMBERS, THREE, apply, content, entries, persist, snapshot_meta
 
@@ -571,3 +571,23 @@ def test_a_node_that_joins_is_not_alone(path):
     data = open_dir(path)
     assert not data.alone
     data.close(clean=True)
+
+
+def test_the_snapshot_of_a_formed_cluster_names_those_who_formed_it(tmp_path):
+    """No entry says it: a follower that installed such a file believed that everybody had been removed."""
+    members = tuple(Member(f"n{n}", n, f"h{n}:1", f"h{n}:2", True) for n in (1, 2, 3))
+    path = tmp_path / "n1"
+    DataDir.create(path, node_id="n1", cluster_id="0" * 32, incarnation=1, membership=Membership(0, members))
+    data = DataDir.open(path)
+    try:
+        assert data.kv.membership.members == members
+        assert data.kv.applied == 0
+        with data.kv.view() as view:
+            assert view.membership().members == members
+    finally:
+        data.close(clean=True)
+    data = DataDir.open(path)
+    try:
+        assert data.kv.membership.members == members
+    finally:
+        data.close(clean=True)
