@@ -112,11 +112,11 @@ kill-load: $(VENV)/.installed-dev ## twenty kill -9 under load: nothing acknowle
 restart-time: $(VENV)/.installed-dev ## restart with a million keys against a thousand, after kill -9
 	$(PY) -m tests.e2e.restart_time $(ARGS)
 
-bench-single: $(VENV)/.installed-bench ## one node beside redis-server with appendfsync always
-	$(PY) -m raftdb_tools.bench single $(ARGS)
+bench-single: $(VENV)/.installed-bench ## one node beside redis-server; writes docs/performance/single
+	$(PY) -m raftdb_tools.bench single --out docs/performance/single $(ARGS)
 
-bench: $(VENV)/.installed-bench ## 1, 3, 5 nodes beside redis, etcd, PySyncObj, pyraft; writes docs/performance.md's tables
-	$(PY) -m raftdb_tools.bench all $(ARGS)
+bench: $(VENV)/.installed-bench ## 1, 3, 5 nodes beside redis, etcd, PySyncObj, pyraft; writes docs/performance/all
+	$(PY) -m raftdb_tools.bench all --out docs/performance/all $(ARGS)
 
 bench-commands: $(VENV)/.installed-bench ## per command: time in parse, dispatch, handler, LMDB, encode
 	$(PY) -m raftdb_tools.bench commands $(ARGS)

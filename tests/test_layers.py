@@ -72,7 +72,7 @@ RULES = (
             "raftdb",  # its version
             *LAYER_0,
         ),
-        frozenset({"msgpack", "lmdb"}),
+        frozenset({"msgpack", "lmdb", "hiredis"}),
     ),
     Rule("| 3 | config | layer 0 |", ("raftdb.config",), LAYER_0, frozenset({"click"})),
     Rule(
@@ -83,12 +83,19 @@ RULES = (
             "raftdb.cli",
             "raftdb.raft",
             "raftdb.status",
+            "raftdb.backup",
             "raftdb.node",
             "raftdb.config",
             "raftdb.commands",
             *LAYER_0,
         ),
         frozenset({"click", "rich", "hiredis"}),
+    ),
+    Rule(
+        "| 4 | backup | node, storage, config, layer 0 |",
+        ("raftdb.backup",),
+        ("raftdb.node", "raftdb.storage", "raftdb.config", *LAYER_0),
+        frozenset({"hiredis", "rich"}),
     ),
     Rule(
         "| 4 | tools | storage, commands (machine, table), format, config, layer 0;"
