@@ -141,7 +141,7 @@ def ci(commit: str, seconds: float, jobs: int) -> int:
     if difference:
         problems.append(f"the same seeds gave different traces: {difference}")
 
-    catches = hunt.run_all([], True, jobs, 30.0)
+    catches = hunt.run_all([], False, jobs, 30.0)
     missed = [catch.name for catch in catches if not catch.rule]
     if missed:
         problems.append(f"planted bugs that were not caught: {', '.join(missed)}")

@@ -69,11 +69,11 @@ def _seeds(text: str) -> Iterable[int]:
 # --- all of them ----------------------------------------------------------------------------------------------------
 
 
-def hunt(mutant: Mutant, stored: list[int], seconds_max: float, search: bool) -> Catch:
-    """The stored seeds first; then, unless forbidden, new ones."""
+def hunt(mutant: Mutant, stored: list[int], seconds_max: float) -> Catch:
+    """The stored seeds first, then new ones."""
     if stored:
         catch = _run(mutant, ",".join(map(str, stored)), seconds_max)
-        if catch.rule or not search:
+        if catch.rule:
             return catch
     return _run(mutant, "0..999999", seconds_max)
 
@@ -88,19 +88,27 @@ def _run(mutant: Mutant, seeds: str, seconds_max: float) -> Catch:
     return Catch(**json.loads(lines[-1]))
 
 
-def load() -> dict[str, list[int]]:
+class Known(NamedTuple):
+    """What is stored about a mutant: the seeds that caught it, and how the last search from seed 0 on went."""
+
+    seeds: list[int]
+    rule: str
+    tries: int
+    cpu_s: float
+
+
+def load() -> dict[str, Known]:
     if not STORED.exists():
         return {}
-    found: dict[str, list[int]] = json.loads(STORED.read_text())
-    return found
+    return {name: Known(**row) for name, row in json.loads(STORED.read_text()).items()}
 
 
-def run_all(names: list[str], search: bool, jobs: int, seconds_max: float) -> list[Catch]:
-    """Every mutant, or those named."""
+def run_all(names: list[str], fresh: bool, jobs: int, seconds_max: float) -> list[Catch]:
+    """Every mutant, or those named; `fresh`: without the stored seeds."""
     chosen = [m for m in MUTANTS if not names or m.name in names]
-    stored = load()
+    known = {} if fresh else load()
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(hunt, m, stored.get(m.name, []), seconds_max, search) for m in chosen]
+        futures = [pool.submit(hunt, m, known[m.name].seeds if m.name in known else [], seconds_max) for m in chosen]
         catches = []
         for mutant, future in zip(chosen, futures, strict=True):
             catch = future.result()
@@ -111,43 +119,47 @@ def run_all(names: list[str], search: bool, jobs: int, seconds_max: float) -> li
 
 
 def main(names: list[str], stored_only: bool, jobs: int, seconds_max: float) -> int:
-    catches = run_all(names, True, jobs, seconds_max)
+    catches = run_all(names, not stored_only, jobs, seconds_max)
     missed = [c.name for c in catches if not c.rule]
     tail = f": missed {', '.join(missed)}" if missed else ""
     print(f"{len(catches) - len(missed)} of {len(catches)} planted bugs caught{tail}")
     if not stored_only:
         store(catches)
-        if not names:
-            TABLE.write_text(table(catches))
+        TABLE.write_text(table(load()))
     return 1 if missed else 0
 
 
 def store(catches: list[Catch]) -> None:
     """Keep up to three seeds per mutant, the newest first."""
-    stored: dict[str, list[int]] = {m.name: load().get(m.name, []) for m in MUTANTS}
+    known = {name: row for name, row in load().items() if any(m.name == name for m in MUTANTS)}
     for catch in catches:
-        if catch.rule:
-            rest = [seed for seed in stored[catch.name] if seed != catch.seed]
-            stored[catch.name] = [catch.seed, *rest][:3]
-    STORED.write_text(json.dumps(stored, indent=0, sort_keys=True) + "\n")
+        old = known[catch.name].seeds if catch.name in known else []
+        seeds = [catch.seed, *(seed for seed in old if seed != catch.seed)][:3] if catch.rule else old
+        known[catch.name] = Known(seeds, catch.rule, catch.seeds, catch.cpu_s)
+    rows = {name: known[name]._asdict() for name in sorted(known)}
+    lines = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
+    STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def table(catches: list[Catch]) -> str:
+def table(known: dict[str, Known]) -> str:
     """The page docs/mutants.md."""
-    by_name = {c.name: c for c in catches}
+    caught = sum(bool(m.name in known and known[m.name].rule) for m in MUTANTS)
     lines = [
         "# Planted bugs",
         "",
         "Written by `python -m tests.sim mutants`; do not edit. Each row is a small change to the source of the core,",
         "or to the way the simulated node uses its storage, planted in its own process. *Caught by* names the check",
-        "that saw it (tests/sim/judge.py explains the numbers; `core:` is an assertion of the core). *Seeds* is",
-        f"how many fresh seeds of {EVENTS} events were run until one failed.",
+        "that saw it (tests/sim/judge.py explains the numbers; `core:` is an assertion of the core, `disk` means that",
+        "the disk was asked for what does not fit). *Seeds* is how many seeds, from 0 on, of",
+        f"{EVENTS:,} events and a liveness phase were run until one failed.",
+        "",
+        f"{caught} of {len(MUTANTS)} are caught.",
         "",
         "| bug | what it is | caught by | seeds | CPU s |",
         "|---|---|---|---|---|",
     ]
     for mutant in MUTANTS:
-        catch: Any = by_name[mutant.name]
-        rule = catch.rule or "**missed**"
-        lines.append(f"| {mutant.name} | {mutant.what} | {rule} | {catch.seeds} | {catch.cpu_s} |")
+        row: Any = known.get(mutant.name, Known([], "", 0, 0.0))
+        rule = row.rule or "**missed**"
+        lines.append(f"| {mutant.name} | {mutant.what} | {rule} | {row.tries} | {row.cpu_s} |")
     return "\n".join([*lines, ""])

@@ -9,7 +9,6 @@ committed, and everybody of the majority who is a member has applied it (I22).
 from __future__ import annotations
 
 from raftdb.types import Membership, NodeRef, Role
-from tests.sim.disk import Disk
 from tests.sim.judge import Violation
 from tests.sim.settings import MS, NEVER, TICK
 from tests.sim.world import FATES, World
@@ -116,12 +115,9 @@ def is_committed(world: World, key: int) -> bool:
 
 
 def enough(world: World, members: Membership, chosen: list[str]) -> bool:
-    """Are the chosen a majority of these members that can elect somebody?"""
+    """Are the chosen a majority of these members?"""
     voters = [m.ref for m in members.voters]
-    newest = max(
-        (end_of(disk) for disk in world.disks.values() if disk.log.membership.index == members.index), default=(0, 0)
-    )
-    able = [r for r in voters if r.id in chosen and whole(world, r) and not stands_aside(world.disks[r], r, newest)]
+    able = [r for r in voters if r.id in chosen and whole(world, r)]
     return 2 * len(able) > len(voters)
 
 
@@ -135,21 +131,6 @@ def whole(world: World, ref: NodeRef) -> bool:
         and not disk.log.damaged
         and not disk.starved()
     )
-
-
-def end_of(disk: Disk) -> tuple[int, int]:
-    log = disk.log
-    return log.true_term(log.last), log.last
-
-
-def stands_aside(disk: Disk, ref: NodeRef, newest: tuple[int, int]) -> bool:
-    """A learner whose promotion never reached it, and who has followed a later leader since.
-
-    It will not campaign (as far as it knows it is no voter) and will not vote for those who know of the promotion
-    (their logs end earlier): Raft with learners needs one more node then.
-    """
-    row = disk.log.membership.get(ref.id)
-    return (row is None or not row.voter) and end_of(disk) > newest
 
 
 def calm(world: World, chosen: list[str]) -> int:

@@ -467,10 +467,10 @@ LEASES = [
         "the lease is looked at, then the node pauses, then the state is read",
         NODE,
         "        if self.core.role is not Role.LEADER:\n            return False\n"
-        "        self.lease_reads[op] = self.applied",
+        "        self.lease_reads[op] = self.applied, self.core.commit",
         "        if self.core.role is not Role.LEADER or not self.lease.holds(self.clock_ms()):\n"
         "            return False\n"
-        "        self.lease_reads[op] = self.applied",
+        "        self.lease_reads[op] = self.applied, self.core.commit",
         Patch(
             NODE,
             "        return view if self.lease.holds_for(view, self.core.noop_index, self.clock_ms()) else None",
@@ -483,6 +483,13 @@ LEASES = [
         NODE,
         "        return view if self.lease.holds_for(view, self.core.noop_index, self.clock_ms()) else None",
         "        return view if self.lease.holds(self.clock_ms()) else None",
+    ),
+    bug(
+        "lease-of-unapplied-commit",
+        "a lease read shows less than followers have shown, whose applying is quicker (found by this simulator)",
+        NODE,
+        "        if view < commit:\n            return None\n",
+        "",
     ),
     bug(
         "lease-survives-transfer",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TICK_MS = 50
 WALL_MS = 1_700_000_000_000  # where wall clocks begin
 WAITING_MAX = 64  # writes that wait for a place in an entry
+APPLY_MAX = 4  # entries per transaction of kv, when applying takes time
 TURN_MAX = 200  # stages of one turn
 INBOX_MAX = 1_000  # messages that wait for the disk
 
@@ -57,8 +58,11 @@ class SimNode:
         self.waiting: list[int] = []  # ops
         self.proposed: dict[int, tuple[int, tuple[int, ...]]] = {}  # index -> (term, ops)
         self.reads: dict[int, int] = {}  # op -> index to wait for, -1 while unknown
-        self.lease_reads: dict[int, int] = {}  # op -> applied index of the read transaction that was opened for it
+        # op -> (applied index of the read transaction opened for it, commit index at that time)
+        self.lease_reads: dict[int, tuple[int, int]] = {}
         self.matches: dict[tuple[NodeRef, int], int] = {}  # (peer, term) -> match, for the judge
+        self.target = 0  # released: may be applied
+        self.applying = False
         self.snapshotting = False
         self.fetching: SnapshotMeta | None = None
 
@@ -199,9 +203,14 @@ class SimNode:
             self.release(released)
 
     def release(self, released: Released) -> None:
+        self.target = released.commit
         if released.commit > self.applied:
             self.look()
-            self.apply(released.commit)
+            if not self.world.settings.apply:
+                self.apply(released.commit)
+            elif not self.applying:
+                self.applying = True
+                self.world.start_apply(self)
         for read in released.reads:
             self.world.read_ready(self, read.read_id, read.index)
         if released.role is not None and released.role.role is not Role.LEADER:
@@ -229,6 +238,16 @@ class SimNode:
         self.judge.role(self)
 
     # --- state ------------------------------------------------------------------------------------------------------
+
+    def apply_later(self) -> None:
+        """A part of what has been released meanwhile."""
+        self.applying = False
+        if self.target > self.applied:
+            self.apply(min(self.target, self.applied + APPLY_MAX))
+            if self.target > self.applied and not self.quarantined:
+                self.applying = True
+                self.world.start_apply(self)
+        self.turn()
 
     def apply(self, upto: int) -> None:
         """One kv transaction: the entries and the applied index together."""
@@ -392,15 +411,18 @@ class SimNode:
         """Open the read transaction of a lease read; the lease is looked at after that, when it is served."""
         if self.core.role is not Role.LEADER:
             return False
-        self.lease_reads[op] = self.applied
+        self.lease_reads[op] = self.applied, self.core.commit
         return True
 
     def lease_read(self, op: int) -> int | None:
-        """The state to answer from, if the lease holds, and began before the read transaction did.
+        """The state to answer from, if the lease holds and the state is not older than what others may have seen.
 
-        (One that was opened before the no-op of the term was applied may lack what former leaders acknowledged.)
+        One from before the no-op of the term was applied may lack what former leaders acknowledged. One from before
+        everything known to be committed was applied may lack what followers have shown to their readers.
         """
-        view = self.lease_reads.pop(op)
+        view, commit = self.lease_reads.pop(op)
+        if view < commit:
+            return None
         return view if self.lease.holds_for(view, self.core.noop_index, self.clock_ms()) else None
 
     def serve(self) -> None:

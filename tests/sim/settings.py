@@ -36,6 +36,7 @@ class Settings(NamedTuple):
     late: float  # share of messages that take very long
     sync: int  # mean time of a flush
     slow_disk: float  # share of flushes that take a hundred times as long
+    apply: int  # mean time until what is committed is applied; 0: at once
     drift: float  # clocks of nodes run at 1 - drift .. 1 + drift
     cut_every: int
     cut_style: int  # 0 halves, 1 the leader alone, 2 one direction, 3 a random set of links, 4 a mixture
@@ -89,6 +90,7 @@ def draw(seed: int) -> Settings:
         late=rate(0.5 * quiet, 0.2),
         sync=rng.choice((0, 0, 1, 5, 20)) * MS,
         slow_disk=rate(0.3 * quiet, 0.1),
+        apply=rng.choice((0, 0, 0, 2, 30)) * MS,
         drift=rng.choice((0.0, 0.0, 0.01, 0.03)),
         cut_every=sometimes(0.6 * quiet, 500 * MS, 10_000 * MS),
         cut_style=rng.randrange(5),

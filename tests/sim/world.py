@@ -263,6 +263,18 @@ class World:
         if node is not None and self.same(node, life) and node.writing is not None:
             node.synced()
 
+    def start_apply(self, node: SimNode) -> None:
+        self.later(self.spread(self.settings.apply), self.do_apply, node.id, node.life)
+
+    def do_apply(self, node_id: str, life: int) -> None:
+        node = self.nodes[node_id]
+        if node is None or not self.same(node, life) or not node.applying:
+            return
+        if node.writing is not None or node.paused:
+            self.later(MS, self.do_apply, node_id, life)
+        else:
+            node.apply_later()
+
     def do_crash(self, node_id: str, dice: int, power: bool) -> None:
         node = self.nodes[node_id]
         if node is None:

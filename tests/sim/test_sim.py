@@ -1,0 +1,186 @@
+"""The simulator on a few seeds, and the simulator itself: its disk, its determinism, its shrinker, its judge."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from raftdb.errors import EntryDamaged
+from raftdb.types import Entry, HardState, Kind, Membership, NodeRef, Persist
+from tests.sim import gates, hunt
+from tests.sim.disk import Disk, LostEntry, SimLog, chain_of
+from tests.sim.faults import member
+from tests.sim.mutants import MUTANTS
+from tests.sim.mutate import Patch, PatchFailed, patched
+from tests.sim.runner import run_seeds
+from tests.sim.scope import SEARCHES, Search, search
+from tests.sim.settings import draw
+from tests.sim.shrink import fails, record
+
+FORMED = Membership(0, tuple(member(NodeRef(name, 1), True) for name in ("n1", "n2", "n3")))
+
+
+def entries(first: int, count: int, term: int, chain: int = 0) -> tuple[Entry, ...]:
+    made = []
+    for index in range(first, first + count):
+        chain = chain_of(chain, index, term, Kind.COMMANDS, 0, 0, b"x")
+        made.append(Entry(index, term, Kind.COMMANDS, 0, 0, b"x", chain))
+    return tuple(made)
+
+
+def persist(**fields: Any) -> Persist:
+    empty: dict[str, Any] = dict.fromkeys(Persist._fields)
+    return Persist(**{**empty, "entries": (), "rewrite": (), "keep_suffix": False, **fields})
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_find_nothing_and_are_not_vacuous() -> None:
+    """120 clusters, each with a liveness phase; every kind of event occurs."""
+    total = run_seeds(range(120), 2_000)
+    assert not total.failures, total.failures
+    assert total.events > 240_000
+    for name in ("leaders", "truncations", "installs", "memberships", "reads", "lease reads", "crashes", "wipes"):
+        assert total.counts[name], f"no {name} in {total.seeds} seeds"
+
+
+def test_same_seeds_same_traces() -> None:
+    """Under two values of PYTHONHASHSEED, in two processes."""
+    assert gates.same_traces(8, 1_500) == ""
+
+
+def test_vacuous_batches_fail_the_gate() -> None:
+    total = run_seeds(range(30), 100)
+    assert any("truncations" in line or "installs" in line for line in gates.too_few(total)) or total.seeds < 30
+
+
+def test_a_run_can_be_replayed_from_its_events() -> None:
+    """The list of events does the same as the seed did: the histories of the judge agree."""
+    for seed in (3, 12, 25):
+        settings = draw(seed)
+        script, rule, _ = record(settings, 1_500)
+        assert rule == ""
+        assert fails(settings, script) == ("", "")
+
+
+# --- planted bugs -----------------------------------------------------------------------------------------------------
+
+
+def test_every_patch_still_applies() -> None:
+    """Each piece of source is found exactly once, and what comes out compiles."""
+    for mutant in MUTANTS:
+        for module in {patch.module for patch in mutant.patches}:
+            path = hunt.ROOT.joinpath(*module.split(".")).with_suffix(".py")
+            source = patched(path.read_text(), [patch for patch in mutant.patches if patch.module == module])
+            compile(source, str(path), "exec")
+
+
+def test_a_patch_that_no_longer_applies_is_an_error() -> None:
+    with pytest.raises(PatchFailed):
+        patched("a = 1\n", [Patch("m", "b = 1", "b = 2")])
+    with pytest.raises(PatchFailed):
+        patched("a = 1\na = 1\n", [Patch("m", "a = 1", "b = 2")])
+
+
+def test_there_are_enough_mutants_and_all_were_caught() -> None:
+    known = hunt.load()
+    assert len(MUTANTS) >= 40
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    assert [mutant.name for mutant in MUTANTS if mutant.name not in known or not known[mutant.name].seeds] == []
+
+
+@pytest.mark.parametrize("name", ["vote-not-persisted", "older-term-commits", "read-before-noop", "rollback-forgotten"])
+def test_a_planted_bug_is_caught_by_its_stored_seeds(name: str) -> None:
+    """(All of them: `python -m tests.sim mutants --stored`.)"""
+    (mutant,) = (m for m in MUTANTS if m.name == name)
+    catch = hunt.hunt(mutant, hunt.load()[name].seeds, 20.0)
+    assert catch.rule, name
+
+
+# --- the small scope --------------------------------------------------------------------------------------------------
+
+
+def test_small_scope_finds_nothing() -> None:
+    outcomes = list(search(12_000, 60.0))
+    assert len(outcomes) == len(SEARCHES)
+    for outcome in outcomes:
+        assert outcome.finding == ""
+        assert outcome.states >= 3_000
+        assert outcome.depth >= 3
+
+
+def test_small_scope_is_the_same_every_time() -> None:
+    start, bounds = SEARCHES[0]
+    assert start == "led"
+    runs = []
+    for _ in range(2):
+        one = Search(bounds)
+        one.run(one.led(one.first()), 1_000, 60.0)
+        runs.append((len(one.seen), one.steps, sorted(one.kinds.items())))
+    assert runs[0] == runs[1]
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_synced_transaction_survives() -> None:
+    disk = Disk(FORMED)
+    disk.write(persist(entries=entries(1, 3, 1), hard=HardState(1, None)))
+    disk.sync()
+    disk.crash(random.Random(1), True)
+    assert (disk.log.last, disk.log.hard) == (3, HardState(1, None))
+    assert disk.kv is None
+
+
+def test_a_crash_keeps_or_loses_what_is_pending() -> None:
+    """One transaction is there as a whole or not at all; of several, any subset."""
+    ends = set()
+    for seed in range(40):
+        disk = Disk(FORMED)
+        disk.write(persist(entries=entries(1, 3, 1)))
+        disk.crash(random.Random(seed), False)
+        ends.add(disk.log.last)
+    assert ends == {0, 3}
+
+
+def test_the_disk_refuses_holes_and_wrong_chains() -> None:
+    log = SimLog(FORMED)
+    with pytest.raises(LostEntry):
+        log.commit(persist(entries=entries(2, 1, 1)))
+    with pytest.raises(LostEntry):
+        log.commit(persist(entries=(entries(1, 1, 1)[0]._replace(payload=b"y"),)))
+    log.commit(persist(entries=entries(1, 2, 1)))
+    with pytest.raises(LostEntry):
+        log.commit(persist(truncate_from=3))
+
+
+def test_damage_is_noticed_and_healed_by_a_rewrite() -> None:
+    log = SimLog(FORMED)
+    three = entries(1, 3, 1)
+    log.commit(persist(entries=three))
+    log.damaged.add(2)
+    with pytest.raises(EntryDamaged):
+        log.entries(2, 3, 1_000)
+    with pytest.raises(EntryDamaged):
+        log.term(2)
+    assert [entry.index for entry in log.entries(1, 3, 1_000)] == [1]
+    log.commit(persist(rewrite=(three[1],)))
+    assert len(log.entries(1, 3, 1_000)) == 3
+
+
+def test_a_start_finds_a_state_to_go_on_from() -> None:
+    disk = Disk(FORMED)
+    disk.write(persist(entries=entries(1, 3, 1)))
+    disk.sync()
+    disk.crash(random.Random(1), True)
+    assert not disk.starved()
+    disk.boot()
+    assert disk.kv is not None
+    assert disk.kv.applied == 0
+    assert disk.log.starts == 1
+    disk.log.trim(3)
+    disk.kv = None
+    assert disk.starved()
