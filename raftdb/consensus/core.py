@@ -546,6 +546,14 @@ class Core(State):
         return self.log.last - max(self.commit, self.noop_index - 1) if self.role is Role.LEADER else 0
 
     @property
+    def read_floor(self) -> int:
+        """Leader: what a view must have applied to be read from under a lease, or by a node that leads alone.
+
+        The no-op of the term, and everything that is committed: a member that applies quicker may have served it.
+        """
+        return max(self.noop_index, self.commit)
+
+    @property
     def last_index(self) -> int:
         """Last entry of the log, durable or not."""
         return self.log.last

@@ -2,7 +2,7 @@
 
 A quorum that answered heartbeat round r will not vote for anybody during the least election timeout after it received
 the heartbeat, which was after it was sent. So from the *send* time of r on, this node is the only leader for that long;
-the lease is shorter by a tick and ten percent, for clocks that run unevenly. Six holes, and what closes each:
+the lease is shorter by a tick and ten percent, for clocks that run unevenly. Seven holes, and what closes each:
 
     1. the lease is checked, the node pauses, then answers from what it had read before: see below
     2. counted from the answer instead of the sending: `before_send` notes the time, `after_persist` only looks it up
@@ -13,13 +13,14 @@ the lease is shorter by a tick and ten percent, for clocks that run unevenly. Si
        was applied
     6. a view that was opened before the lease began, and is looked at when it holds: it may lack what the predecessor
        committed (found by the simulator)
+    7. the leader applies late: what it has committed was served on a member that is quicker, and a view of the leader
+       still lacks it: reads would go back (found by the simulator)
 
-1 and 6 are the reader's duty, in one of two ways. Check, then open the view (`holds`): whatever was acknowledged before
-the check is applied here, so it is in the view, however long the pause between. Or open the view, then check
-(`holds_for`): then the view must have applied the no-op of the term whose lease is checked. 2 is this file; 3-5 are the
-core's: it says `Ready.lease_end` and reports only rounds that may count (`Released.lease_round`). The clock is an
-argument: one that counts the time the machine was suspended. Leases do not survive a paused virtual machine whose clock
-stops.
+1, 6 and 7 are the reader's duty: note `core.read_floor` (the no-op of the term, the commit index) once the read has
+come, open the view, then ask `holds_for`. The view must have applied the floor, and the lease must hold when it is open.
+2 is this file; 3-5 are the core's: it says `Ready.lease_end` and reports only rounds that may count
+(`Released.lease_round`). The clock is an argument: one that counts the time the machine was suspended. Leases do not
+survive a paused virtual machine whose clock stops.
 """
 
 from __future__ import annotations
@@ -81,15 +82,15 @@ class Lease:
         self.until_ms = 0
 
     def holds(self, now_ms: int) -> bool:
-        """Whether a view that is opened *after* this may be answered from."""
+        """Whether there is a lease. To answer from a view takes more: `holds_for`."""
         return now_ms < self.until_ms
 
-    def holds_for(self, view_applied: int, noop_index: int, now_ms: int) -> bool:
+    def holds_for(self, view_applied: int, floor: int, now_ms: int) -> bool:
         """Whether a view that was opened *before* this, with that applied index, may be answered from.
 
-        `noop_index`: `core.noop_index`, the first entry of the leader's term.
+        `floor`: `core.read_floor` of this node as it was at any moment since the read came.
         """
-        return view_applied >= noop_index > 0 and now_ms < self.until_ms
+        return view_applied >= floor > 0 and now_ms < self.until_ms
 
     def age_ms(self, now_ms: int) -> int | None:
         """How old the knowledge is that this node leads (None: there is none): the freshness of `bounded` reads."""

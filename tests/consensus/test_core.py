@@ -101,6 +101,16 @@ def test_a_batch_is_committed_by_one_pair_of_stages_on_a_sole_node() -> None:
     assert core.ready() is None
 
 
+def test_the_floor_of_reads_is_the_noop_and_what_is_committed() -> None:
+    node, core = a_leader()
+    assert core.read_floor == core.noop_index == 1
+    core.propose(commands("a", "b"))
+    node.turn()
+    assert core.read_floor == 1
+    core.step(ref("n2"), AppendReply(core.term, True, 3, 0, 0))
+    assert core.read_floor == 3, "committed, and not applied yet"
+
+
 def test_ready_names_the_round_that_it_starts() -> None:
     _, core = a_leader()
     started = core.round

@@ -179,6 +179,15 @@ def test_a_view_from_before_the_lease_is_not_answered_from() -> None:
     assert not lease.holds_for(0, 0, 1_100), "never led"
 
 
+def test_a_view_that_lags_behind_the_commit_index_is_not_answered_from() -> None:
+    """Found by the simulator: 5 is committed, a follower has served it; the leader has applied 3."""
+    lease = a_lease()
+    lease.before_send(ready(1), 1_000)
+    lease.after_persist(released(1, 1))
+    assert not lease.holds_for(3, 5, 1_100)
+    assert lease.holds_for(5, 5, 1_100)
+
+
 def test_memory_is_bounded() -> None:
     lease = a_lease()
     for number in range(1, 10 * ROUNDS_MAX):
