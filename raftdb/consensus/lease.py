@@ -17,7 +17,7 @@ the lease is shorter by a tick and ten percent, for clocks that run unevenly. Se
        still lacks it: reads would go back (found by the simulator)
 
 1, 6 and 7 are the reader's duty: note `core.read_floor` (the no-op of the term, the commit index) once the read has
-come, open the view, then ask `holds_for`. The view must have applied the floor, and the lease must hold when it is open.
+come, open the view, then ask `holds_for`: the view must have applied the floor, and the lease must hold by then.
 2 is this file; 3-5 are the core's: it says `Ready.lease_end` and reports only rounds that may count
 (`Released.lease_round`). The clock is an argument: one that counts the time the machine was suspended. Leases do not
 survive a paused virtual machine whose clock stops.
