@@ -144,6 +144,7 @@ class Peering:
         self.errands: Errands | None = None  # membership commands on their way to the leader; set by members.py
         self._join_seeds: tuple[str, ...] = ()  # peer addresses of the members that a joining node was told
         self._not_ready: Unexecuted | None = None  # what this module has put before the clients' commands
+        self._client_text = ""
         self._join_text = ""  # logged last
         self._anew = False  # its log counts for nothing: the entry that made it a member was never committed
         self._listed = listed_addresses(config)[0]
@@ -483,12 +484,11 @@ class Peering:
             self._next_join_s = now_s + (JOIN_EVERY_S if self._ask_to_join(driver) else 0.0)
 
     def _refuse_clients(self, driver: Driver, reason: str) -> None:
-        """Only what this module has set is taken back."""
-        before = self._not_ready
-        if reason != (str(before).removeprefix("CLUSTERDOWN ") if before is not None else ""):
+        """Told again each time: the node clears what was told while it formed, after its parts were put together."""
+        if reason != self._client_text:
+            self._client_text = reason
             self._not_ready = Unexecuted(f"CLUSTERDOWN {reason}") if reason else None
-            if driver.dispatch.not_ready is before or before is None:
-                driver.dispatch.not_ready = self._not_ready
+        driver.dispatch.not_ready = self._not_ready
 
     def _ask_to_join(self, driver: Driver) -> bool:
         """False: nobody is there to be asked."""
