@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import redis
 
 from tests.e2e.nemesis import wait_until_member
+from tests.e2e.network import Network
 from tests.e2e.processes import LocalCluster, NodeProcess, free_port, wait_for
 
 pytestmark = pytest.mark.e2e
@@ -184,7 +185,8 @@ def test_a_removed_node_waits_and_says_so(tmp_path):
         wait_for("the removed node to say so", lambda: "removed" in victim.log)
         victim.kill()
         victim.start()
-        wait_for("the removed node to refuse work", lambda: waits(victim))
+        said = wait_for("the removed node to refuse work", lambda: waits(victim))
+        assert "removed" in said
         assert victim.alive
         write(rest[0], "k", "v")
         assert voters(rest[0]) == 2
@@ -202,12 +204,14 @@ def test_the_leader_can_be_removed(tmp_path):
         cluster.start()
         leader = cluster.wait_leader()
         rest = [n for n in cluster.nodes if n is not leader]
-        with leader.client() as client, contextlib.suppress(redis.RedisError):
-            client.execute_command("DEL_NODE", leader.id)
+        with leader.client() as client:
+            assert client.execute_command("DEL_NODE", leader.id)
         cluster.wait_leader(other_than=leader)
         wait_for("two voters", lambda: voters(rest[0]) == voters(rest[1]) == 2)
         write(rest[0], "k", "v")
         assert read(rest[1], "k") == "v"
+        said = wait_for("the former leader to say why it serves no more", lambda: waits(leader))
+        assert "removed from the cluster" in said
 
 
 def test_add_node_by_command(tmp_path):
@@ -309,9 +313,99 @@ def test_recover_makes_a_cluster_of_the_survivor(tmp_path):
         assert read(survivor, "k") == "v"
         write(survivor, "k", "w")
         # The others are of a cluster that is gone: they do not come back with what they had.
+        former = cluster.nodes[2]
+        former.start()
+        said = wait_for("a former member to be refused", lambda: waits(former))
+        assert "refuses this node" in said
+        assert voters(survivor) == 1
+        former.kill()
         other = cluster.nodes[0]
         shutil.rmtree(other.directory)
         other.ensemble = f"{survivor.host}:{survivor.port}"
         other.start()
         wait_until_member(cluster, other)
         assert read(other, "k") == "w"
+
+
+def change(node: NodeProcess, *words: str) -> str:
+    """What a membership command came to: "done", "refused ...", or "again" for what may or may not have happened."""
+    try:
+        with node.client(timeout_s=15.0) as client:
+            client.execute_command(*words)
+    except redis.exceptions.ConnectionError:
+        return "again"
+    except redis.exceptions.TimeoutError:
+        return "again"
+    except redis.exceptions.ResponseError as error:
+        text = str(error)
+        return "again" if text.startswith(("UNCERTAIN", "CLUSTERDOWN", "TRYAGAIN")) else f"refused {text}"
+    return "done"
+
+
+def wait_settled(cluster: LocalCluster, expected: set[str]) -> None:
+    """Until the living nodes agree that exactly these are the voters, and nobody else is a member."""
+
+    def members(node: NodeProcess) -> frozenset[tuple[str, str]]:
+        info = node.info() or {}
+        rows = [row for name, row in info.items() if name.startswith("raft_peer") and isinstance(row, dict)]
+        return frozenset((str(row["id"]), str(row["voter"])) for row in rows)
+
+    wanted = frozenset((node_id, "yes") for node_id in expected)
+    living = [node for node in cluster.all if node.alive and node.id in expected]
+    wait_for(f"the members {sorted(expected)}", lambda: all(members(node) == wanted for node in living), 40)
+
+
+@pytest.mark.slow
+def test_the_leader_dies_while_members_come_and_go(tmp_path):
+    """ADD_NODE and DEL_NODE are asked of a follower, and the leader is killed while they are under way."""
+    with LocalCluster(tmp_path, 3, spare=1) as cluster:
+        cluster.start()
+        (spare,) = cluster.spares
+        address = f"{spare.host}:{spare.port}"
+        home = {node.id for node in cluster.nodes}
+        for number, delay_s in enumerate((0.0, 0.002, 0.01, 0.03, 0.1)):
+            write(cluster.nodes[0], f"round{number}", "before")
+            for words, expected in (
+                (("ADD_NODE", spare.id, address), home | {spare.id}),
+                (("DEL_NODE", spare.id), home),
+            ):
+                leader = cluster.wait_leader()
+                asked = next(n for n in cluster.nodes if n is not leader)
+                killer = threading.Timer(delay_s, leader.kill)
+                if words[0] == "ADD_NODE":
+                    spare.start()  # it asks for a place at the same time
+                killer.start()
+                outcome = change(asked, *words)
+                killer.join()
+                assert outcome in ("done", "again") or "not a member" in outcome, outcome
+                leader.start().wait_serving()
+                while outcome == "again":
+                    outcome = change(asked, *words)
+                assert outcome == "done" or "not a member" in outcome, outcome
+                wait_settled(cluster, expected)
+            wait_for("the removed node to say so", lambda: "removed" in (waits(spare) or ""))
+            spare.kill()
+            shutil.rmtree(spare.directory)
+        cluster.wait_equal()
+        assert [read(cluster.nodes[1], f"round{number}") for number in range(5)] == ["before"] * 5
+        assert len(cluster_ids(cluster.nodes)) == 1
+
+
+@pytest.mark.slow
+def test_a_leader_that_is_cut_off_while_it_changes_the_members(tmp_path):
+    """What it has appended alone is undone, whatever it answered; what it answered OK holds."""
+    with LocalCluster(tmp_path, 3, proxied=True) as cluster, Network(cluster) as network:
+        cluster.start()
+        for _ in range(2):
+            leader = cluster.wait_leader()
+            others = [node for node in cluster.nodes if node is not leader]
+            for other in others:
+                network.silence(leader, other)
+            outcome = change(leader, "DEL_NODE", others[0].id)
+            assert outcome == "again", outcome  # nobody but the leader can have it
+            new = cluster.wait_leader(other_than=leader)
+            assert voters(new) == 3
+            write(new, "k", "v")
+            network.heal()
+            wait_settled(cluster, {node.id for node in cluster.nodes})
+            cluster.wait_equal()
