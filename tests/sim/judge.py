@@ -21,6 +21,8 @@ an index of a term) is written down when it is first seen and compared when it i
     I15 membership: one step at a time, after a commit of the term; members as of the log, at any time; no ghost comes
     back I17 a linearizable read sees everything acknowledged before it began
     I20 acknowledged means durable on a majority
+    I21 a damaged node neither votes nor leads nor acknowledges beyond its damage
+    I22 the cluster heals (liveness.py)
     I23 votes and acknowledgements count per incarnation (the disk of another incarnation does not count in I10)
 """
 

@@ -92,7 +92,9 @@ class Scope:
             inflight_messages_max=2,
             promote_learners=False,
         )
-        self.settings = SimpleNamespace(overlap=False, in_flight=2, batch=1, snapshot_entries=99, keep_entries=0)
+        self.settings = SimpleNamespace(
+            overlap=False, in_flight=2, batch=1, apply=0, snapshot_entries=99, keep_entries=0
+        )
         self.now = 0
         self.offsets = dict.fromkeys(IDS, 0)
         self.graves: dict[NodeRef, Disk] = {}

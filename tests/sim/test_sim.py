@@ -14,7 +14,7 @@ from tests.sim.disk import Disk, LostEntry, SimLog, chain_of
 from tests.sim.faults import member
 from tests.sim.mutants import MUTANTS
 from tests.sim.mutate import Patch, PatchFailed, patched
-from tests.sim.runner import run_seeds
+from tests.sim.runner import Total, run_seeds
 from tests.sim.scope import SEARCHES, Search, search
 from tests.sim.settings import draw
 from tests.sim.shrink import fails, record
@@ -53,8 +53,15 @@ def test_same_seeds_same_traces() -> None:
 
 
 def test_vacuous_batches_fail_the_gate() -> None:
-    total = run_seeds(range(30), 100)
-    assert any("truncations" in line or "installs" in line for line in gates.too_few(total)) or total.seeds < 30
+    """A batch in which nothing happened is named in every point; one with plenty of everything passes."""
+    total = Total()
+    total.seeds = 1_000
+    assert len(gates.too_few(total)) == len(gates.ENOUGH_PER_THOUSAND_SEEDS)
+    total.counts = dict.fromkeys(total.counts, 10**6) | {"unsettled": 0}
+    assert gates.too_few(total) == []
+    total.counts["truncations"] = 3
+    total.counts["unsettled"] = 900
+    assert len(gates.too_few(total)) == 2
 
 
 def test_a_run_can_be_replayed_from_its_events() -> None:

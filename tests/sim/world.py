@@ -53,7 +53,7 @@ class Client:
 class Op:
     """One operation of a client."""
 
-    __slots__ = ("began", "client", "committed", "done", "index", "key", "lease", "read", "token")
+    __slots__ = ("began", "client", "committed", "done", "failed", "index", "key", "lease", "read", "token")
 
     def __init__(self, client: int, key: int, read: bool, lease: bool, began: int, token: int) -> None:
         self.client = client
@@ -63,6 +63,7 @@ class Op:
         self.began = began  # what was acknowledged when it was asked
         self.token = token
         self.done = False
+        self.failed = False  # the client was told that it is certainly not executed
         self.index = 0  # committed there
         self.committed = 0  # the event at which that was known first
 
@@ -603,6 +604,7 @@ class World:
             return
         if client.tries >= 20:
             self.finish(op)
+            wanted.failed = True
             self.history.failed(wanted.token)
             return
         client.hint = hint or None
@@ -677,6 +679,8 @@ class World:
                 wanted = self.ops[op]
                 if wanted.index:
                     raise Violation("I19", f"operation {op} is committed at {wanted.index} and again at {index}")
+                if wanted.failed:
+                    raise Violation("I18", f"operation {op}, refused for certain, is committed at {index}")
                 wanted.index, wanted.committed = index, self.events
                 self.versions[wanted.key].append((index, op))
 
