@@ -451,8 +451,8 @@ class SimNode:
         else:
             core.wall_ms = wall
         target, age = self.target_ms, now - self.target_at_ms
-        if target is not None:
-            core.fit = age > CLOCK_AGE_MAX_MS or deviation(wall, target + age) is not Deviation.UNFIT
+        known = target is not None and age <= CLOCK_AGE_MAX_MS
+        core.fit = not known or deviation(wall, target + age) is not Deviation.UNFIT  # type: ignore[operator]
 
     def stamp(self) -> int:
         """For an entry that is proposed now."""
