@@ -202,7 +202,7 @@ def load(node: NodeProcess, keys: int, size_bytes: int, prefix: str = "k") -> No
 
 
 def needs_snapshot(cluster: LocalCluster, behind: int = 1) -> None:
-    """Until the leader has trimmed what a follower at `behind` would need (the log is kept back to the older of two)."""
+    """Until the leader has trimmed what a follower at `behind` would need (the older of two snapshots keeps log)."""
     leader = cluster.wait_leader()
     with leader.client(timeout_s=30) as client:
         for number in range(2):
