@@ -102,12 +102,15 @@ campaign-fuzz: $(VENV)/.installed-dev ## parsers and readers under mutated bytes
 
 # --- real input, figures ----------------------------------------------------------------------------------------------
 
-.PHONY: real-input kill-load restart-time bench-single bench bench-commands profile
+.PHONY: real-input kill-load round-trip restart-time bench-single bench bench-commands profile
 real-input: $(VENV)/.installed-dev ## a million commands from the word list through redis-cli --pipe, all read back
 	$(PY) -m tests.e2e.real_input $(ARGS)
 
 kill-load: $(VENV)/.installed-dev ## twenty kill -9 under load: nothing acknowledged is lost or doubled
 	$(PY) -m tests.e2e.kill_load $(ARGS)
+
+round-trip: $(VENV)/.installed-dev ## a million keys of all types into checkpoints of both codecs and back
+	$(PY) -m tests.round_trip $(ARGS)
 
 restart-time: $(VENV)/.installed-dev ## restart with a million keys against a thousand, after kill -9
 	$(PY) -m tests.e2e.restart_time $(ARGS)

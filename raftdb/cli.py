@@ -1,4 +1,4 @@
-"""The command line: `raftdb serve`, `raftdb status`, `raftdb recover`.
+"""The command line: `raftdb serve`, `raftdb status`, `raftdb recover`, `raftdb backup`, `raftdb restore`.
 
 Exit codes: 0 done, 1 the node had to stop (storage error, bug), 2 usage (flags, files, ports, data directory),
 3 cannot connect, 4 no leader. Whatever goes wrong, the user reads one line; a traceback is for the log, at level debug.
@@ -228,3 +228,64 @@ def recover(data_dir: str, force_members: bool) -> None:
         "WARNING: this may lose what the others had acknowledged beyond that. Start this node without -e; empty the "
         "directories of the others before they join it with -e."
     )
+
+
+# --- backup and restore -----------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-a", "--address", default="127.0.0.1:6379", show_default=True, metavar="HOST:PORT", help="Any node.")
+@click.option("--password", envvar="RAFTDB_REQUIREPASS", default="", metavar="PASSWORD", help="What AUTH wants.")
+@click.option(
+    "--codec", type=click.Choice(["msgpack", "pickle"]), default="msgpack", show_default=True, help="Of the file."
+)
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--stale", is_flag=True, help="What this node has, also without a leader; it may lag.")
+def backup(file: Path, address: str, password: str, codec: str, force: bool, stale: bool) -> None:
+    """Write the data of a running cluster into FILE, asked from any of its nodes.
+
+    The file holds everything that was acknowledged before. It is checked on arrival, and stands under its name only
+    when it is whole and durable. Exit codes: 0 done, 1 the node or the disk failed, 2 usage, 3 nobody answers.
+    """
+    from raftdb import backup as backups  # late: it needs LMDB
+
+    try:
+        with backups.shown() as progress:
+            found = backups.backup(
+                address, file, password=password, codec=codec, force=force, stale=stale, progress=progress
+            )
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except backups.Lost as error:
+        _fail(str(error), EXIT_UNREACHABLE)
+    except (RaftdbError, OSError) as error:
+        _fail(str(error), EXIT_USAGE if isinstance(error, UsageError) else EXIT_STOPPED)
+    print(f"{file}: entry {found.index} of term {found.term}, {found.size_bytes} bytes, digest {found.digest.hex()}")
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-d", "--data-dir", required=True, type=click.Path(path_type=Path), metavar="DIR", help="To be made.")
+@click.option("-i", "--node-id", default="", metavar="ID", help="Of the new node; default: its address.")
+@click.option(
+    "-a", "--address", default="127.0.0.1:6379", show_default=True, metavar="HOST:PORT", help="Of the new node."
+)
+def restore(file: Path, data_dir: Path, node_id: str, address: str) -> None:
+    """Make the data directory of a new cluster of one out of FILE, without starting it.
+
+    FILE is a backup, a snapshot, or a checkpoint of pyraft. Start the node with the same -d, -i and -a; others join it
+    with -e. Exit codes: 0 done, 1 the disk failed, 2 usage: the directory is not empty, the file is damaged.
+    """
+    from raftdb import backup as backups
+
+    try:
+        set_up_logging(Config(log_level="warning"))
+        with backups.shown() as progress:
+            made = backups.restore(file, data_dir, node_id=node_id, address=address, progress=progress)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (RaftdbError, OSError) as error:
+        _fail(str(error), EXIT_USAGE if isinstance(error, UsageError) else EXIT_STOPPED)
+    print(f"{data_dir}: node {made.node_id} of the new cluster {made.cluster_id}")
+    print(f"start it with: raftdb serve -d {data_dir} -i {made.node_id} -a {address}")

@@ -64,7 +64,8 @@ def ask(address: str, password: str, *words: str, timeout_s: float = CONNECT_TIM
         with socket.create_connection((host, port), timeout=timeout_s) as connection:
             connection.settimeout(timeout_s)
             if password:
-                connection.sendall(hiredis.pack_command(("AUTH", password)))  # type: ignore[arg-type]  # its stub knows one word
+                # (hiredis' stub knows only commands of one word)
+                connection.sendall(hiredis.pack_command(("AUTH", password)))  # type: ignore[arg-type]
                 _reply(connection, reader)
             connection.sendall(hiredis.pack_command(words))  # type: ignore[arg-type]
             return _reply(connection, reader)
