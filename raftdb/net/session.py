@@ -15,6 +15,7 @@ DATABASES: Final = 16
 MULTI_COMMANDS_MAX: Final = 100_000
 MULTI_BYTES_MAX: Final = 64 * 1024 * 1024
 COMMAND_OVERHEAD_BYTES: Final = 64  # of a queued command, besides its arguments
+WORD_OVERHEAD_BYTES: Final = 16  # of an argument, which may be empty; more than the log's encoding needs for it
 
 # Consistency of reads. The node's --reads is the default of a new session; RAFT.CONSISTENCY and READONLY change it.
 LINEARIZABLE: Final = "linearizable"
@@ -115,7 +116,7 @@ class Session:
 
     def enqueue(self, argv: list[bytes]) -> bool:
         """Queue a command inside MULTI. False, and EXEC will fail, when a limit is reached."""
-        size = COMMAND_OVERHEAD_BYTES + sum(map(len, argv))
+        size = COMMAND_OVERHEAD_BYTES + WORD_OVERHEAD_BYTES * len(argv) + sum(map(len, argv))
         if len(self.queue) >= MULTI_COMMANDS_MAX or self.queued_bytes + size > MULTI_BYTES_MAX:
             self.dirty_exec = True
             self.queue = []

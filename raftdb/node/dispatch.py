@@ -34,7 +34,8 @@ from raftdb.config import SETTINGS
 from raftdb.errors import CommandError, RaftdbError
 from raftdb.net.resp import encode, encode_many
 from raftdb.net.server import protected_mode_refusal
-from raftdb.node.pending import DISK_LOW, TOO_BUSY, Ticket
+from raftdb.node.pending import DISK_LOW, ENTRY_BYTES_MAX, TOO_BUSY, Ticket, fits_an_entry
+from raftdb.node.pending import TOO_LARGE as TOO_LARGE_FOR_AN_ENTRY
 from raftdb.types import OK, Encoded
 
 if TYPE_CHECKING:
@@ -301,23 +302,36 @@ class Dispatch:
                     break
             union |= row.flags
             requests.append(new(Request, (db, argv, row)))  # half the time of Request(...)
-        if requests:
-            self._hand_over(conn, requests, union)
-        return len(requests)
+        return self._hand_over(conn, requests, union) if requests else 0
 
-    def _hand_over(self, conn: Connection, items: list[Any], union: int) -> None:
+    def _hand_over(self, conn: Connection, items: list[Any], union: int) -> int:
+        """How many of them are taken: not all when they do not fit into one entry of the log."""
         gather: Gather = conn.context
         now_s = clock.monotonic()
         protocol = self._protocol(conn)
         if not union & WRITE:
             gather.runs.append(Run(conn, protocol, items, now_s))
-            return
+            return len(items)
         writes = items if not union & READ else [item for item in items if item.command.flags & WRITE]
         if self.driver.housekeeper.low and not all(item.command.flags & MAY_SHRINK for item in writes):
             conn.send(encode_many([DISK_LOW] * len(items), protocol) if protocol else b"", len(items))
-            return
+            return len(items)
         size_bytes = sum([COMMAND_OVERHEAD_BYTES + sum(map(len, item.argv)) for item in writes])
+        if size_bytes > ENTRY_BYTES_MAX // 4 and not fits_an_entry(item.argv for item in items):
+            return self._hand_over_in_part(conn, items, protocol)
         gather.tickets.append(Ticket(conn, protocol, items, writes, size_bytes, now_s))
+        return len(items)
+
+    def _hand_over_in_part(self, conn: Connection, items: list[Any], protocol: int) -> int:
+        """The first half of a run that is too large for an entry; one command alone is refused."""
+        if len(items) == 1:
+            conn.send(encode(TOO_LARGE_FOR_AN_ENTRY, protocol) if protocol else b"")
+            return 1
+        part = items[: len(items) // 2]
+        union = 0
+        for item in part:
+            union |= item.command.flags
+        return self._hand_over(conn, part, union)
 
     @staticmethod
     def _protocol(conn: Connection) -> int:
@@ -503,6 +517,12 @@ class Dispatch:
             except StampBehind as behind:
                 self.driver.reads.await_stamp(run, behind.due_ms)
                 return
+            except FATAL:
+                raise
+            except Exception:  # as on the loop
+                log.exception("bug in a read")
+                run.fail(INTERNAL)
+                return
             if not done:
                 run.conn.loop.post(lambda: run.conn.context.stalled.append(run))
             self._note_slow(started_s, run)
@@ -525,9 +545,9 @@ class Dispatch:
 
     def unpause(self) -> None:
         self._paused_until_s = 0.0
-        for conn in list(self._paused):
+        while self._paused:  # one by one: other loops add to it meanwhile
+            conn, _ = self._paused.popitem()
             conn.resume()
-        self._paused.clear()
 
     def _is_paused(self, conn: Connection, argv: list[bytes]) -> bool:
         row = self.table.get(argv[0])
@@ -536,7 +556,7 @@ class Dispatch:
         if self._paused_writes_only and not row.flags & WRITE and row.name != "EXEC":
             return False
         self._paused[conn] = None
-        return True
+        return bool(self._paused_until_s)  # unpause() may have been faster than this line: nobody would resume it
 
     def tick(self, now_s: float) -> None:
         """Driver, once per tick."""

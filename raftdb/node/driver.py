@@ -23,6 +23,7 @@ the entries that are committed wait in the log until there is room.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -393,7 +394,10 @@ class Driver:
         return ticket
 
     def move_time(self, due_ms: int) -> int:
-        """Leader: the index of an entry whose stamp is at least `due_ms`; appends one that only moves the time."""
+        """Leader: the index of an entry whose stamp is at least `due_ms`; appends one that only moves the time.
+
+        Raises Busy.
+        """
         if self._stamps.last_ms < due_ms or self.core.last_index <= self.applied:
             self.propose(Kind.TIME, b"", None)
         return self.core.last_index
@@ -412,7 +416,8 @@ class Driver:
             return
         due_ms = self.kv.earliest_expiry_ms()
         if 0 < due_ms <= (self.target_ms() or 0):
-            self.propose(Kind.TIME, b"", Batch(self.core.term, [], [], clock.monotonic()))
+            with contextlib.suppress(Busy):  # leadership is being handed over: the next leader moves it
+                self.propose(Kind.TIME, b"", Batch(self.core.term, [], [], clock.monotonic()))
 
     # --- consensus to disk to apply ---------------------------------------------------------------------------------
 
@@ -481,7 +486,11 @@ class Driver:
     def _keep(self, persist: Persist) -> None:
         """What apply will need stays in memory, up to a bound; the rest is read back from the log."""
         recent = self.recent
+        if persist.truncate_from is not None:
+            for index in [index for index in recent if index >= persist.truncate_from]:
+                self._forget(index)
         for entry in persist.entries:
+            self._forget(entry.index)
             self.log_bytes_since_snapshot += len(entry.payload)
             if len(recent) < RECENT_ENTRIES_MAX and self._recent_bytes < RECENT_BYTES_MAX:
                 recent[entry.index] = entry

@@ -128,6 +128,8 @@ class Forwarding:
             tickets: list[Ticket] = []
             size_bytes = 0
             while waiting and size_bytes < FORWARD_BYTES_MAX and len(tickets) < TICKETS_MAX:
+                if tickets and size_bytes + waiting[0].size_bytes > FORWARD_BYTES_MAX:
+                    break
                 ticket = waiting.popleft()
                 size_bytes += ticket.size_bytes
                 if ticket.conn is None:

@@ -17,7 +17,7 @@ are not in the entry.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from raftdb.errors import CommandError, Uncertain, Unexecuted
@@ -31,9 +31,23 @@ OVERWRITTEN: Final = Unexecuted("TRYAGAIN leadership moved before the command wa
 STOPPING: Final = Unexecuted("CLUSTERDOWN this node is stopping; nothing was executed")
 DISK_LOW: Final = Unexecuted("OOM less than --min-free is left on the disk; only commands that free space are accepted")
 TOO_BUSY: Final = Unexecuted("TRYAGAIN too many commands are waiting; nothing was executed")
+TOO_LARGE: Final = CommandError("ERR the command does not fit into one entry of the log (64 MiB)")
 TIMED_OUT: Final = Uncertain("UNCERTAIN no answer within the request time-out; the command may still be executed")
 LOST_CONTACT: Final = Uncertain("UNCERTAIN contact with the leader was lost; the command may have been executed")
 LEADERSHIP_LOST: Final = Uncertain("UNCERTAIN leadership was lost; the command may have been executed")
+
+
+ENTRY_BYTES_MAX: Final = 64 * 1024 * 1024  # of what one ticket puts into the log, as encoded
+ENCODED_BYTES_PER_WORD: Final = 5  # at most, besides the word
+ENCODED_BYTES_PER_COMMAND: Final = 32  # at most, besides its words
+
+
+def fits_an_entry(argvs: Iterable[Sequence[bytes]]) -> bool:
+    """Can these commands stand in one entry? Exact enough: it counts what the encoding needs at most."""
+    size_bytes = 0
+    for argv in argvs:
+        size_bytes += ENCODED_BYTES_PER_COMMAND + ENCODED_BYTES_PER_WORD * len(argv) + sum(map(len, argv))
+    return size_bytes <= ENTRY_BYTES_MAX
 
 
 class Ticket:

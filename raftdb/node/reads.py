@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from raftdb import clock
+from raftdb.consensus.core import Busy
 from raftdb.node.pending import NO_LEADER, OVERWRITTEN
 from raftdb.types import Role
 
@@ -49,6 +50,7 @@ class Reads:
         self._next_id = 0
         self._waiting: list[tuple[int, int, Loop, Sequence[Run]]] = []  # heap by index: known, not yet applied here
         self._confirmed_s = 0.0  # follower: the leader was confirmed at this time of clock.monotonic(); 0: never
+        self._again: list[Run] = []  # to be asked anew with the next tick
         self.at_once = False  # this node leads alone, and has applied the first entry of its term
 
     # --- any thread -------------------------------------------------------------------------------------------------
@@ -153,10 +155,21 @@ class Reads:
         elif driver.kv.stamp >= due_ms:
             self._serve(run.conn.loop, [run])
         else:
-            self._when_applied(driver.move_time(due_ms), run.conn.loop, [run])
+            try:
+                index = driver.move_time(due_ms)
+            except Busy:  # leadership is being handed over: with the next tick it is asked anew who leads
+                self._again.append(run)
+                return
+            self._when_applied(index, run.conn.loop, [run])
 
     def expire(self, before_s: float) -> None:
-        """Reads that wait for entries which this node does not get (it is cut off while it catches up)."""
+        """Once per tick. Reads that wait for entries which this node does not get (it is cut off, or catches up)."""
+        again, self._again = self._again, []
+        for run in again:
+            if run.since_s < before_s:
+                run.fail(NO_LEADER)
+            else:
+                self._ask(run.conn.loop, [run])
         if self._waiting and any(run.since_s < before_s for row in self._waiting for run in row[3]):
             late = [row for row in self._waiting if row[3][0].since_s < before_s]
             self._waiting = [row for row in self._waiting if row[3][0].since_s >= before_s]
@@ -173,8 +186,11 @@ class Reads:
         for row in self._waiting:
             for run in row[3]:
                 run.fail(NO_LEADER)
+        for run in self._again:
+            run.fail(NO_LEADER)
         self._asked.clear()
         self._waiting.clear()
+        self._again.clear()
 
     # --- freshness --------------------------------------------------------------------------------------------------
 

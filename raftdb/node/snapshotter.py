@@ -208,6 +208,7 @@ class Snapshotter:
         meta = self._run_child(kv.path, target, job.codec)
         job.file = target.name
         self.made += 1
+        self.last_error = ""
         self.last_save_s = int(time.time())
         if job.name is None and job.codec == "msgpack":
             self._register(meta)

@@ -127,3 +127,32 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
             server.kill()
             server.start()
             assert int(redis.Redis(port=server.port).get("n") or 0) == before, round_number
+
+
+def test_a_command_too_large_for_an_entry_is_refused_and_the_node_stays(tmp_path: Path) -> None:
+    with Raftdb(tmp_path / "n1") as server:
+        client = redis.Redis(port=server.port, retry=None)
+        value = b"v" * (16 * 1024 * 1024)
+        with pytest.raises(redis.ResponseError, match="does not fit"):
+            client.mset({f"k{number}": value for number in range(5)})
+        assert client.dbsize() == 0
+        assert client.mset({f"k{number}": value for number in range(3)})
+        assert client.strlen("k2") == len(value)
+
+
+def test_empty_words_count_in_a_transaction(tmp_path: Path) -> None:
+    """They cost memory, and bytes in the log's encoding: without that, one MULTI could take all of both."""
+    with Raftdb(tmp_path / "n1") as server, socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
+        replies = sock.makefile("rb")
+        words = 1_000_000
+        command = b"*%d\r\n$3\r\nDEL\r\n" % (words + 1) + b"$0\r\n\r\n" * words
+        sock.sendall(b"MULTI\r\n")
+        assert replies.readline() == b"+OK\r\n"
+        for _ in range(4):  # 16 bytes per word
+            sock.sendall(command)
+            assert replies.readline() == b"+QUEUED\r\n"
+        sock.sendall(command)
+        assert replies.readline().startswith(b"-ERR the transaction is too large")
+        sock.sendall(b"EXEC\r\nSET k v\r\n")
+        assert replies.readline().startswith(b"-EXECABORT")
+        assert replies.readline() == b"+OK\r\n"
