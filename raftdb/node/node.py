@@ -419,7 +419,8 @@ class Node:
     def execute(self, *words: str | bytes | int | float) -> Any:
         """Run one command as a client would; its reply. Raises CommandError (Unexecuted, Uncertain).
 
-        Not to be called from the driver's thread, that is, not from a command.
+        Replies are what RESP3 makes of them, the same on every node: bytes, str for simple strings ("OK"), int, float,
+        bool, None, lists, dicts. Not to be called from the driver's thread, that is, not from a command.
         """
         argv = [word if isinstance(word, bytes) else str(word).encode() for word in words]
         row = self.table.find(argv)
@@ -434,7 +435,7 @@ class Node:
             reply = call.result(2 * self.config.request_timeout_ms / 1000 + self.config.leader_wait_ms / 1000)[0]
         if isinstance(reply, CommandError):
             raise reply
-        return reply
+        return reply if isinstance(reply, _PLAIN) else _plain(resp.encode(reply, 3))
 
     def wait_ready(self, wait_s: float) -> bool:
         """Wait until this node knows a leader and, if it is the leader, has applied its first entry."""
@@ -445,6 +446,19 @@ class Node:
             if self._ended.wait(READY_POLL_S):
                 return False
         return self.driver.ready_to_serve
+
+
+_PLAIN: Final = (bytes, str, int, float, type(None))
+
+
+def _plain(data: bytes) -> Any:
+    """One encoded reply as plain values; an error as CommandError."""
+    reader = hiredis.Reader()
+    reader.feed(data)
+    reply = reader.gets()
+    if isinstance(reply, hiredis.ReplyError):
+        return CommandError(str(reply))
+    return reply.decode() if data.startswith(b"+") else reply
 
 
 class Call:
@@ -487,11 +501,8 @@ class _CallTicket(Ticket):
             self.call.finish(list(replies))
 
     def answer_encoded(self, data: bytes, index: int) -> None:
-        """From the leader, in RESP3."""
-        reader = hiredis.Reader()
-        reader.feed(data)
-        replies = [reader.gets() for _ in self.items]
-        self.answer([CommandError(str(r)) if isinstance(r, hiredis.ReplyError) else r for r in replies], index)
+        """From the leader, in RESP3. (execute() sends one command at a time.)"""
+        self.answer([_plain(data)], index)
 
     def fail(self, error: CommandError) -> None:
         if self.claim():
