@@ -475,14 +475,15 @@ class Dispatch:
 
     # --- serving reads ----------------------------------------------------------------------------------------------
 
-    def serve(self, runs: Sequence[Run], still: Callable[[], bool] | None = None) -> bool:
+    def serve(self, runs: Sequence[Run], still: Callable[[int], bool] | None = None) -> bool:
         """Answer runs that may be served now, on one view. The thread of the runs' loop.
 
-        `still` is asked once the view is open (leases end, a node may stop to lead alone); False: nothing was answered.
+        `still(applied index of the view)` is asked once the view is open (leases end, a node may stop to lead alone,
+        the view may lack what others have shown); False: nothing was answered.
         """
         clock_ms = self.driver.clock_for_reads()
         with self.machine.kv.view() as view:  # type: ignore[union-attr]
-            if still is not None and not still():
+            if still is not None and not still(view.applied):
                 return False
             ctx = self.machine.context(view, 0, clock_ms)
             for run in runs:

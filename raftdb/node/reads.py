@@ -67,16 +67,25 @@ class Reads:
             (now if where == STALE else leased if where == LEASE else ask).append(run)
         if now:
             self._dispatch.serve(now)
-        if leased and not self._dispatch.serve(leased, self.lease_holds):
+        if leased and not self._dispatch.serve(leased, self._leased):
             ask += leased
         if ask:
             self._in_driver(lambda: self._ask(loop, ask))
 
-    def _alone(self) -> bool:
-        return self.at_once
+    def _alone(self, view_applied: int) -> bool:
+        """May a node that leads alone answer from this view? A learner that applies quicker may have served more."""
+        if not self.at_once:
+            return False
+        driver = self._driver
+        return len(driver.log.membership.members) == 1 or view_applied >= driver.core.read_floor
+
+    def _leased(self, view_applied: int) -> bool:
+        """Whether the lease covers an answer from this view: asked *after* it was opened (lease.py, holes 1, 6, 7)."""
+        driver = self._driver
+        return driver.lease.holds_for(view_applied, driver.core.read_floor, int(clock.boottime() * 1000))
 
     def lease_holds(self) -> bool:
-        """To be looked at *after* the view was opened."""
+        """Is there a lease at all? Whether it covers a view is `_leased`."""
         return self._driver.lease.holds(int(clock.boottime() * 1000))
 
     def await_stamp(self, run: Run, due_ms: int) -> None:
