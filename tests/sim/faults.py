@@ -120,17 +120,18 @@ class Faults:
         return tuple((a, b) for a in ids for b in ids if (a in alone) != (b in alone) and (both or (a in alone) == out))
 
     def trap(self) -> None:
-        """The leader is made to believe that it leads for longer than it does, while somebody reads there on its
-        lease."""
+        """The leader is made to believe that it leads for longer than it does, while somebody reads on its lease."""
         world, leader = self.world, self.world.leader()
         if leader is None:
             return
         others = [i for i in world.ids if i != leader.id]
         self.rng.shuffle(others)
         least = world.config.election_ticks_min * TICK  # the least election timeout
-        kind = self.rng.randrange(4)
+        kind = self.rng.randrange(5) if world.settings.leases else 4
         if kind == 0:  # it stands still for about as long as an election takes
-            world.later(0, world.do_pause, leader.id)
+            for _ in range(4):
+                world.draw_read(leader.id, True)
+            world.later(self.rng.randrange(10 * MS), world.do_pause, leader.id)
             world.later(int(least * (0.8 + 1.5 * self.rng.random())), world.do_resume, leader.id, leader.life)
         elif kind == 1:  # it is cut off at once; what is under way to it still arrives
             self.part(leader.id, others, 0, 3 * least)
@@ -143,6 +144,12 @@ class Faults:
                 for other in others[half:]:
                     world.later(wait, world.do_crash, other, self.rng.getrandbits(32), False)
                     world.later(wait + MS, world.do_start, other)
+        elif kind == 4 and others:  # a follower dies while it is answered, and asks again at once in its next life
+            victim, delay = others[0], world.settings.delay
+            world.later(0, world.draw_read, victim, False)
+            death = int(delay * (2 + 4 * self.rng.random()))
+            world.later(death, world.do_crash, victim, self.rng.getrandbits(32), False)
+            world.later(death + 1, world.do_start, victim)
         elif others:  # it hands over, and hears nothing of what becomes of that
             world.later(0, world.do_transfer, leader.id, others[0])
             pairs = tuple((other, leader.id) for other in others)

@@ -72,7 +72,7 @@ class Judge:
         self.committed_in = 0  # the term of the node that knew it first: entries count for leaders of later terms
         self.proved = 0  # committed index for which a leader's majority was counted
         self.memberships: dict[int, Membership] = {0: formed}  # index << 64 | term -> members
-        self.removed: set[NodeRef] = set()
+        self.removed: dict[NodeRef, int] = {}  # removed for good -> the term in which that was committed
         self.acknowledged = 0  # every later linearizable read sees at least this index
         self.counts = dict.fromkeys(COUNTERS, 0)
         self.checks = {
@@ -290,7 +290,7 @@ class Judge:
             self.payloads.append(entry.payload if entry.kind == Kind.COMMANDS else b"")
             if entry.kind == Kind.MEMBERSHIP:
                 self.counts["memberships"] += 1
-                self.committed_membership(number, entry.term)
+                self.committed_membership(number, entry.term, node.core.term)
         node.world.committed(self.committed + 1, index)
         self.committed = index
         self.committed_in = node.core.term
@@ -344,11 +344,11 @@ class Judge:
             raise Violation("I15", f"{entry.index}@{entry.term} changes more than one voter: {old} to {new}")
         if entry.term not in self.committed_terms:
             raise Violation("I15", f"{entry.index}@{entry.term} changes the members before a commit of its term")
-        ghosts = self.removed & {m.ref for m in now.members}
+        ghosts = [m.ref for m in now.members if self.removed.get(m.ref, entry.term + 1) <= entry.term]
         if ghosts:
             raise Violation("I15", f"{entry.index}@{entry.term} brings back {ghosts}")
 
-    def committed_membership(self, index: int, term: int) -> None:
+    def committed_membership(self, index: int, term: int, current_term: int) -> None:
         now = self.memberships[index << 64 | term]
         earlier = [
             key >> 64 for key in self.memberships if key >> 64 < index and self.terms[key >> 64] == key & (1 << 64) - 1
@@ -356,7 +356,8 @@ class Judge:
         if earlier:
             last = max(earlier)
             before = self.memberships[last << 64 | self.terms[last]]
-            self.removed |= {m.ref for m in before.members} - {m.ref for m in now.members}
+            staying = {m.ref for m in now.members}
+            self.removed |= {m.ref: current_term for m in before.members if m.ref not in staying}
 
     def members_fit(self, node: SimNode) -> None:
         """After a transaction: the members in log/meta are those of the last membership entry in the log."""

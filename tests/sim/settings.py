@@ -71,7 +71,7 @@ def draw(seed: int) -> Settings:
     voters = rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7))
     calm = rng.random() < 0.04
     quiet = 0.0 if calm else 1.0
-    return Settings(
+    settings = Settings(
         seed=seed,
         voters=voters,
         spares=rng.choice((0, 0, 1, 1, 2)) if voters < 6 else rng.choice((0, 1)),
@@ -108,4 +108,29 @@ def draw(seed: int) -> Settings:
         snapshot_entries=rng.choice((3, 5, 10, 40, 100_000)),
         keep_entries=rng.choice((0, 0, 2, 20)),
         aim=rng.choice((0.0, 0.3, 0.8)),
+    )
+    return readers(settings, rng) if rng.random() < 0.25 else settings
+
+
+def readers(settings: Settings, rng: random.Random) -> Settings:
+    """A seed that looks for stale reads: a busy cluster that works well, traps all the time, messages that come
+    twice or late."""
+    return settings._replace(
+        voters=rng.choice((3, 3, 3, 5)),
+        clients=6,
+        think=5 * MS,
+        in_flight=16,
+        reads=0.5,
+        leases=rng.choice((0.0, 0.7, 1.0)),
+        patience=1_000 * MS,
+        drop=0.0,
+        duplicate=rng.choice((0.0, 0.3)),
+        delay=rng.choice((1, 4, 10)) * MS,
+        late=rng.choice((0.0, 0.05)),
+        sync=rng.choice((0, 0, 1)) * MS,
+        slow_disk=0.0,
+        crash_every=NEVER,
+        blackout_every=NEVER,
+        jump_every=NEVER,
+        trap_every=rng.choice((150, 400, 1_000)) * MS,
     )

@@ -533,7 +533,7 @@ class World:
         op = self.next_op = self.next_op + 1
         self.later(0, self.do_op, op, len(self.clients), self.rng.randrange(KEYS), True, lease)
         self.clients.append(Client(len(self.clients)))
-        self.later(min(self.settings.delay, 3 * MS), self.do_request, op, node_id)
+        self.later(self.rng.randrange(min(self.settings.delay, 3 * MS)) + 1, self.do_request, op, node_id)
         self.later(self.settings.patience, self.do_give_up, op)
 
     def do_op(self, op: int, number: int, key: int, read: bool, lease: bool) -> None:
