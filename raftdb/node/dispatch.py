@@ -52,7 +52,7 @@ log = logging.getLogger("raftdb.dispatch")
 
 RECORDS_ON_LOOP_MAX: Final = 1_000  # a read that touches more goes to a worker
 RUN_COMMANDS_MAX: Final = 1_024  # of one connection in one turn: the others wait meanwhile
-READS_IN_TICKET_MAX: Final = 64  # reads that ride along with writes: their replies are all in memory at once
+READS_IN_TICKET_MAX: Final = 16  # reads that ride along with writes: their replies are all in memory at once
 REPLY_BYTES_MAX: Final = 1024 * 1024  # of one run at a time
 COMMAND_OVERHEAD_BYTES: Final = 16
 DATA: Final = READ | WRITE

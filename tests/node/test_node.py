@@ -233,3 +233,20 @@ def test_protected_mode_wants_a_password_and_a_secret_beyond_loopback(start_node
         start_node(address="127.0.0.1:0", bind="0.0.0.0", requirepass="sesame")
     assert not (tmp_path / "n1").exists()
     assert start_node(address="127.0.0.1:0", bind="0.0.0.0", protected_mode=False)
+
+
+def test_an_own_snapshot_that_an_install_has_overtaken_is_left_alone(start_node: StartNode) -> None:
+    """The child was still writing it when a leader's newer one became the base of the log."""
+    node = start_node(keep_entries=1, keep_bytes=1)
+    connection = client(node)
+    for number in range(3):
+        connection.set("k", number)
+        connection.save()
+    older, newest = node.data.log.previous_snapshot, node.data.log.snapshot
+    assert older is not None
+    assert newest is not None
+    node.in_driver(lambda: node.data.log.trim(newest.index + 1, 1000))
+    assert node.data.log.first > older.index + 1
+    node.in_driver(lambda: node._snapshot_made(older._replace(index=older.index - 1)))
+    assert node.data.log.snapshot == newest
+    assert connection.set("k", "still here")
