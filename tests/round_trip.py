@@ -10,7 +10,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,11 @@ def _key(rng: random.Random, name: bytes, number: int) -> Iterator[tuple[Any, ..
         yield "LREM", name, 2, b"e3"
         yield "LINSERT", name, "BEFORE", b"e4", b"inserted"
     elif kind == 3:
-        yield "TMK", b"tree%d" % number, b'{"size": %d, "below": {"deep": "%d"}}' % (number, number)
+        yield (
+            "TMK",
+            b"tree:" + name.replace(b"/", b":").strip(),
+            b'{"size": %d, "below": {"deep": "%d"}}' % (number, number),
+        )
     elif kind == 4:
         yield "SET", name, rng.randbytes(rng.randrange(2_000)), "EX", FAR_S + number
     elif kind == 5:
@@ -69,25 +73,17 @@ def _key(rng: random.Random, name: bytes, number: int) -> Iterator[tuple[Any, ..
         yield "SET", name, rng.randbytes(rng.randrange(100))
 
 
-def fill(execute: Callable[..., Any], keys: int, seed: int = 1) -> None:
-    """Through an embedded node's execute(), where SELECT does not exist: all in database 0."""
-    for words in commands(keys, seed):
-        if words[0] != "SELECT":
-            execute(*words)
+def fill(port: int, keys: int, seed: int = 1) -> None:
+    """Run the commands through pipelines."""
+    with redis.Redis(port=port) as client, client.pipeline(transaction=False) as pipe:
+        for number, words in enumerate(commands(keys, seed), 1):
+            pipe.execute_command(*words)
+            if number % 1_000 == 0:
+                pipe.execute()
+        pipe.execute()
 
 
 # --- as a program -----------------------------------------------------------------------------------------------------
-
-
-def _fill_server(port: int, keys: int) -> None:
-    client = redis.Redis(port=port)
-    pipe = client.pipeline(transaction=False)
-    for number, words in enumerate(commands(keys)):
-        pipe.execute_command(*words)
-        if number % 1_000 == 999:
-            pipe.execute()
-    pipe.execute()
-    client.close()
 
 
 def _digest(directory: Path) -> tuple[str, int]:
@@ -114,7 +110,7 @@ def run(directory: Path, keys: int) -> int:
         started = time.perf_counter()
 
     with Raftdb(directory / "first") as server:
-        _fill_server(server.port, keys)
+        fill(server.port, keys)
         done(f"{keys} keys written")
         client = redis.Redis(port=server.port)
         for codec in snapshot.CODECS:
