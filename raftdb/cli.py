@@ -43,7 +43,17 @@ def main() -> None:
             "python -O and PYTHONOPTIMIZE switch off the assertions that protect the data: start without them",
             EXIT_USAGE,
         )
-    cli(prog_name="raftdb")
+    try:
+        sys.exit(cli(prog_name="raftdb", standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(EXIT_USAGE)
+    except click.UsageError as error:
+        _fail(f"{error.format_message()} (see {error.ctx.command_path if error.ctx else 'raftdb'} --help)", EXIT_USAGE)
+    except click.ClickException as error:
+        _fail(error.format_message(), EXIT_USAGE)
+    except click.Abort:
+        sys.exit(130)
 
 
 def _fail(message: str, code: int) -> NoReturn:

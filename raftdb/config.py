@@ -287,6 +287,8 @@ SETTINGS: Final[dict[str, Setting]] = {f.name: f.metadata["setting"] for f in fi
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 
+MAP_SIZE_MIN_BYTES: Final = 16 * MIB
+
 #: setting -> (least, most), both included
 _RANGES: Final[dict[str, tuple[int, int]]] = {
     "expect": (0, 9),
@@ -322,6 +324,8 @@ def _check(config: Config) -> None:
             raise UsageError(f"{flag_of(name)}: {getattr(config, name)} is not between {least} and {most}")
     _check_identity(config)
     _check_timers(config)
+    if 0 < config.map_size_bytes < MAP_SIZE_MIN_BYTES:
+        raise UsageError(f"--map-size: {config.map_size_bytes} leaves no room for data: at least {MAP_SIZE_MIN_BYTES}")
     if config.load and config.ensemble:
         raise UsageError("-l starts a new cluster of one: it cannot be used together with -e")
     if "\x00" in config.requirepass or len(config.requirepass) > 512:
@@ -457,7 +461,7 @@ def load_config(
 def _with_own_names(values: dict[str, Any]) -> Config:
     """Replaces ':PORT' and HOSTNAME, which mean something only on the machine that reads them."""
     address = values.get("address", "")
-    if address.startswith(":"):
+    if re.fullmatch(r":\d+", address):
         values["address"] = own_host() + address
     if values.get("node_id") == "HOSTNAME":
         values["node_id"] = socket.gethostname()

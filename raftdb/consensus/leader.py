@@ -437,7 +437,7 @@ def start_transfer(core: State, target_id: str | None) -> None:
     """Stop taking proposals, let the target catch up, then tell it to campaign. Raises ChangeRefused."""
     candidates = [peer for peer in core.others if peer.voter and target_id in (None, peer.ref.id)]
     if not candidates:
-        raise ChangeRefused(f"{target_id or 'nobody else'} is no other voter")
+        raise ChangeRefused(f"{target_id} is no other voter" if target_id else "there is no other voter")
     alive = [peer for peer in candidates if core.ticks - peer.heard_tick < core.config.election_ticks_min]
     if not alive:
         raise ChangeRefused("no such voter has been heard lately")

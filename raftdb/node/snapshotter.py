@@ -216,12 +216,22 @@ class Snapshotter:
 
     def _target(self, job: Job) -> Path:
         """Where the file goes. Raises UsageError for a name that is not a plain file name."""
-        own = snapshot.file_name(self._data.identity.node_id, int(time.time()), self._data.kv.applied)
         if job.name is None and job.codec == "msgpack":
-            return self._data.path / "snapshots" / own
+            return self._new_base()
+        own = self._file_name(int(time.time()))
         directory = self._data.path / "checkpoints"
         directory.mkdir(mode=0o700, exist_ok=True)
         return directory / snapshot.plain_name(job.name or own)
+
+    def _new_base(self) -> Path:
+        """A name that no file has: one that the log names must not be replaced by another with the same name."""
+        unix_s = int(time.time())
+        while (target := self._data.path / "snapshots" / self._file_name(unix_s)).exists():
+            unix_s += 1
+        return target
+
+    def _file_name(self, unix_s: int) -> str:
+        return snapshot.file_name(self._data.identity.node_id, unix_s, self._data.kv.applied)
 
     def _run_child(self, kv_path: Path, target: Path, codec: str) -> SnapshotMeta:
         identity = self._data.identity
