@@ -437,15 +437,18 @@ class Node:
             raise reply
         return reply if isinstance(reply, _PLAIN) else _plain(resp.encode(reply, 3))
 
+    @property
+    def is_ready(self) -> bool:
+        """This node takes commands: it has data, is let in, and knows a leader (or is one that has caught up)."""
+        return self.driver is not None and self.driver.ready_to_serve and self.dispatch.not_ready is None
+
     def wait_ready(self, wait_s: float) -> bool:
-        """Wait until this node knows a leader and, if it is the leader, has applied its first entry."""
+        """Wait until is_ready, or until the node has ended; whether it is ready."""
         end_s = clock.monotonic() + wait_s
-        while clock.monotonic() < end_s:
-            if self.driver.ready_to_serve:
-                return True
+        while clock.monotonic() < end_s and not self.is_ready:
             if self._ended.wait(READY_POLL_S):
-                return False
-        return self.driver.ready_to_serve
+                break
+        return self.is_ready
 
 
 _PLAIN: Final = (bytes, str, int, float, type(None))

@@ -36,7 +36,7 @@ def client(node: Node, **options: Any) -> redis.Redis:
 
 def leader_of(nodes: list[Node]) -> Node:
     return eventually(
-        lambda: next((n for n in nodes if n.role is Role.LEADER and n.driver and n.driver.ready_to_serve), None),
+        lambda: next((n for n in nodes if n.role is Role.LEADER and n.is_ready), None),
         "leader",
     )
 
@@ -48,7 +48,7 @@ def form(start_node: StartNode, count: int = 3, **settings: Any) -> list[Node]:
     for number, port in enumerate(ports, 1):
         others = ",".join(f"127.0.0.1:{other}" for other in ports if other != port)
         nodes.append(start_node(f"n{number}", address=f"127.0.0.1:{port}", ensemble=others, ready=False, **settings))
-    eventually(lambda: all(node.driver is not None and node.driver.ready_to_serve for node in nodes), "formed")
+    eventually(lambda: all(node.is_ready for node in nodes), "formed")
     return nodes
 
 
@@ -77,7 +77,7 @@ def test_nodes_of_which_one_is_missing_form_nothing_and_say_for_whom_they_wait(s
     assert all(node.data is None for node in nodes)
     others = ",".join(f"127.0.0.1:{port}" for port in ports[:2])
     nodes.append(start_node("n3", address=f"127.0.0.1:{ports[2]}", ensemble=others, ready=False))
-    eventually(lambda: all(node.driver is not None and node.driver.ready_to_serve for node in nodes), "formed")
+    eventually(lambda: all(node.is_ready for node in nodes), "formed")
     assert client(nodes[2]).set("a", 1)
 
 
@@ -89,7 +89,7 @@ def grow(start_node: StartNode, count: int = 3, **settings: Any) -> list[Node]:
         node = start_node(f"n{number}", address=f"127.0.0.1:{free_port()}", ensemble=ensemble, ready=False, **settings)
         nodes.append(node)
         eventually(lambda: len(nodes[0].core.membership.voters) == len(nodes), f"n{number} votes")
-    eventually(lambda: all(node.driver is not None and node.driver.ready_to_serve for node in nodes))
+    eventually(lambda: all(node.is_ready for node in nodes))
     return nodes
 
 
@@ -221,7 +221,7 @@ def test_a_member_that_comes_back_at_another_address_is_moved(start_node: StartN
     again = start_node("n3", address=address, ensemble=config.ensemble, data_dir=config.data_dir, ready=False)
     leader = leader_of(nodes[:2])
     eventually(lambda: getattr(leader.core.membership.get("n3"), "client_addr", "") == address, "moved")
-    eventually(lambda: again.driver is not None and again.driver.ready_to_serve)
+    eventually(lambda: again.is_ready)
     assert client(again).set("k", "v")
 
 
