@@ -290,11 +290,23 @@ def info(ctx: LocalContext, names: list[bytes]) -> Reply:
     """All sections, or the named ones; `INFO json` is one JSON object of the state of the group, as pyraft had it."""
     wanted = [name.decode("latin-1").lower() for name in names]
     if wanted == ["json"]:
-        return json.dumps(dict(ctx.server.status()), default=str).encode()
+        return json.dumps(_with_names_of_pyraft(ctx.server.status()), default=str).encode()
     sections = info_sections(ctx)
     if wanted and not {"all", "default", "everything"} & set(wanted):
         sections = {name: fields for name, fields in sections.items() if name in wanted}
     return Verbatim("\r\n".join(_section_text(name, fields) for name, fields in sections.items()))
+
+
+def _with_names_of_pyraft(status: Mapping[str, object]) -> dict[str, object]:
+    """The report of the node, and what pyraft's INFO called some of it."""
+    states = {"leader": "l", "candidate": "c"}
+    return {
+        **status,
+        "nid": status.get("node_id"),
+        "state": states.get(str(status.get("role")), "f"),
+        "index": status.get("applied_index"),
+        "last_checkpoint": status.get("snapshot_index"),
+    }
 
 
 @command(
