@@ -704,8 +704,12 @@ class RaftNode:
             raise RaftException(f"{what}: a replicated handler cannot wait for another entry; change node.data instead")
 
     def checkpoint(self, filename: str | None = None) -> str:
-        """Write a snapshot now; its file name."""
-        return str(self._raising("checkpoint", *([filename] if filename else [])))
+        """Write a snapshot now; its file name, when it is durable. Raises RaftException."""
+        self._not_in_entry("checkpoint")
+        try:
+            return self.node.port.checkpoint(filename, "msgpack")
+        except CommandError as error:
+            raise RaftException(str(error)) from None
 
     def add_node(self, nid: str, addr: str) -> bool:
         """Add a member (it joins as a learner and becomes a voter). Before start(): part of the ensemble."""

@@ -293,3 +293,23 @@ def test_names_of_the_door():
     methods = "start shutdown join load checkpoint get_snapshot add_node del_node get_peers propose request"
     more = "request_async get_handler get_handler_func check_ttl clear_ttl set_ttl get_pending_time log_info"
     assert all(callable(getattr(raft.RaftNode, name)) for name in itertools.chain(methods.split(), more.split()))
+
+
+def test_checkpoint_and_load(door, tmp_path):
+    """checkpoint() gives the file's name; load() starts another cluster from such a file."""
+    node = door.open()
+    node.request("set", "colour", "red")
+    assert node.checkpoint("mine.dat") == "mine.dat"
+    own = node.checkpoint()
+    assert (door.directory / "n1" / "snapshots" / own).is_file()
+    assert node.last_checkpoint == int(own.rpartition("_")[2].removesuffix(".dat"))
+    with pytest.raises(raft.RaftException, match="plain file name"):
+        node.checkpoint("../mine.dat")
+    door.close()
+    other = raft.RaftNode("n2", f"127.0.0.1:{free_port(['127.0.0.1'])}", config={"data_dir": str(tmp_path / "n2")})
+    assert not other.load(str(tmp_path / "missing.dat"))
+    assert other.load(str(tmp_path / "n1" / "checkpoints" / "mine.dat"))
+    door.node = other
+    other.start()
+    wait_for("the node to lead", lambda: other.state == "l" and other.node.wait_ready(1))
+    assert other.data["colour"] == "red"
