@@ -209,6 +209,7 @@ def test_a_member_without_its_data_is_refused_until_it_is_told_to_replace_itself
     eventually(lambda: again.driver is not None and again.driver.applied > 0, "it is taken in")
     leader = leader_of(nodes[:2])
     eventually(lambda: len(leader.core.membership.voters) == 3, "it votes again")
+    eventually(lambda: again.is_ready, "it knows that it is let in")
     assert client(again).get("k") == b"v"
 
 
