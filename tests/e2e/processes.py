@@ -95,9 +95,7 @@ class NodeProcess:
     def start(self, *extra: str) -> NodeProcess:
         assert not self.alive
         self.paused = False
-        environment = {
-            k: v for k, v in os.environ.items() if not k.startswith("RAFTDB_") or k == "RAFTDB_TESTS_REQUIRE"
-        }
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAFTDB_")}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(*extra), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
