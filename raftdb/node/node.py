@@ -403,11 +403,16 @@ class Node:
             logging.getLogger("raftdb").setLevel(level)
 
     def barrier(self) -> int:
-        """Wait until everything that was committed when this was called is applied here; the index."""
+        """Wait until everything that was committed when this was called is applied here; the index.
+
+        Raises CommandError when no majority has confirmed what that is.
+        """
         call = Call(self, [Request(0, [b"DBSIZE"], self.table.get(b"DBSIZE"))])
         call.session = Session(0, "embedded", "embedded", consistency=LINEARIZABLE)
         self.driver.reads.take(self.server.loop, [call.run()])
-        call.result(self.config.request_timeout_ms / 1000)
+        reply = call.result(self.config.request_timeout_ms / 1000)[0]
+        if isinstance(reply, CommandError):
+            raise reply
         return self.driver.applied
 
     # --- embedding --------------------------------------------------------------------------------------------------
