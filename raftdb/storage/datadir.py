@@ -52,6 +52,7 @@ from raftdb.types import Membership, Persist, SnapshotMeta
 FORMAT: Final = 1
 RESERVE_BYTES: Final = 8 << 20
 YOUNG_S: Final = 10.0
+YOUNG_DEATHS: Final = 3
 IDENTITY_BYTES_MAX: Final = 4096
 _IDENTITY = "identity"
 _NEW = ".new"
@@ -395,7 +396,7 @@ class DataDir:
         path = kv_path(self.path)
         if not kvstate.is_trusted(kv_state_path(self.path), path):
             return None
-        if not self.was_clean and self._died_young() and engine.structure_findings(path / "data.mdb"):
+        if self._died_young() and engine.structure_findings(path / "data.mdb"):
             return None
         try:
             return self._open_kv(path)
@@ -403,11 +404,21 @@ class DataDir:
             return None
 
     def _died_young(self) -> bool:
-        """Did the last run end within seconds? A damaged page of kv may have ended it by SIGBUS, and would again."""
+        """Have several runs in a row ended within seconds? A damaged page of kv may have ended them by SIGBUS.
+
+        One young death says little (somebody killed the node), and the walk that it would cost takes seconds for a
+        large kv: so a node in a crash loop comes out of it by itself at the fourth start.
+        """
+        marker = self.path / "kv.young"
         with guarded(self.path):
             began = kv_state_path(self.path).stat().st_mtime
             ended = (log_path(self.path) / "data.mdb").stat().st_mtime
-        return ended - began < YOUNG_S
+            if self.was_clean or ended - began >= YOUNG_S:
+                marker.unlink(missing_ok=True)
+                return False
+            deaths = marker.stat().st_size + 1 if marker.exists() else 1
+            marker.write_bytes(b"x" * min(deaths, YOUNG_DEATHS))
+        return deaths >= YOUNG_DEATHS
 
     def _open_kv(self, path: Path) -> KvStore:
         return KvStore.open(
@@ -506,7 +517,7 @@ class DataDir:
         with guarded(self.path):
             current = kv_path(self.path).name
             for name in sorted(_parts(self.path)):
-                if name not in (current, "kv.state", "kv.current") and _KV_NAME.fullmatch(name):
+                if name not in (current, "kv.state", "kv.current", "kv.young") and _KV_NAME.fullmatch(name):
                     shutil.rmtree(self.path / name)
                     removed.append(name)
             keep = {meta.name for meta in (self.log.snapshot, self.log.previous_snapshot) if meta is not None}
