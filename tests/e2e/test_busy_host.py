@@ -1,0 +1,110 @@
+"""Busy threads of a program in whose process a node lives: the cluster goes on as if there were none, only slower."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from raftdb.config import Config
+from raftdb.node.node import Node
+from tests.e2e.processes import wait_for
+from tests.e2e.server import Raftdb, free_port
+
+pytestmark = pytest.mark.e2e
+
+
+class Busy:
+    """Threads that compute in pure Python and never wait for anything."""
+
+    def __init__(self, threads: int) -> None:
+        self._stop = False
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+
+    def _run(self) -> None:
+        value = 1
+        while not self._stop:
+            value = value * 1_103_515_245 % 2_147_483_647
+
+    def __enter__(self) -> Busy:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop = True
+        for thread in self._threads:
+            thread.join()
+
+
+class Mixed:
+    """Three nodes: one in this process, two as processes of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        addresses = [f"127.0.0.1:{free_port()}"]
+        self.others = []
+        for name in ("n2", "n3"):
+            self.others.append(Raftdb(directory / name))
+            addresses.append(f"127.0.0.1:{self.others[-1].port}")
+        secret = directory / "cluster.secret"
+        secret.write_text("a secret for these three nodes")
+        secret.chmod(0o600)
+        lists = [",".join(other for other in addresses if other != mine) for mine in addresses]
+        for name, server, others in zip(("n2", "n3"), self.others, lists[1:], strict=True):
+            server.flags = ("-i", name, "-e", others, "--cluster-secret-file", str(secret), "--min-free", "0")
+        self.node = Node(
+            Config(
+                address=addresses[0],
+                node_id="n1",
+                data_dir=str(directory / "n1"),
+                ensemble=lists[0],
+                cluster_secret_file=str(secret),
+                min_free_bytes=0,
+            )
+        )
+
+    def __enter__(self) -> Mixed:
+        self.node.start()
+        for server in self.others:
+            server.start()
+        assert self.node.wait_ready(60)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for server in self.others:
+            server.kill()
+        self.node.stop()
+
+    def lead(self, node_id: str) -> None:
+        def led() -> bool:
+            leader = self.node.leader
+            return leader is not None and leader.id == node_id and self.node.driver.ready_to_serve
+
+        if not led():
+            self.node.execute("RAFT.TRANSFER", node_id)
+            wait_for(f"{node_id} to lead", led)
+
+
+def writes_per_second(node: Node, seconds: float) -> float:
+    started, count = time.monotonic(), 0
+    while (passed := time.monotonic() - started) < seconds:
+        node.execute("SET", "k", count)
+        count += 1
+    return count / passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leader", ["n1", "n2"])
+def test_a_busy_thread_of_the_program_causes_no_election(tmp_path, leader):
+    """With Python's own switch interval, the embedded node leading or following: ten seconds in one term."""
+    with Mixed(tmp_path) as cluster:
+        cluster.lead(leader)
+        term = cluster.node.term
+        with Busy(1):
+            rate = writes_per_second(cluster.node, 10)
+        assert cluster.node.leader is not None
+        assert (cluster.node.leader.id, cluster.node.term) == (leader, term)
+        assert rate > 0
+        assert cluster.node.execute("INCR", "counter") == 1
