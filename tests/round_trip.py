@@ -19,6 +19,7 @@ import redis
 from raftdb.storage import snapshot
 from raftdb.storage.datadir import DataDir
 from raftdb.storage.kv import KvStore, state_digest
+from tests.e2e import server as servers
 from tests.e2e.server import Raftdb
 
 FAR_S = 86_400 * 365
@@ -133,6 +134,7 @@ def run(directory: Path, keys: int) -> int:
 
 
 def main() -> int:
+    servers.START_TIMEOUT_S = 600.0  # -l answers when the file is loaded
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--keys", type=int, default=1_000_000)
     with tempfile.TemporaryDirectory(prefix="raftdb-round-trip-") as directory:
