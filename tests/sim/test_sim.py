@@ -12,7 +12,7 @@ from raftdb.types import Entry, HardState, Kind, Membership, NodeRef, Persist
 from tests.sim import gates, hunt
 from tests.sim.disk import Disk, LostEntry, SimLog, chain_of
 from tests.sim.faults import member
-from tests.sim.mutants import MUTANTS
+from tests.sim.mutants import ALL, MUTANTS
 from tests.sim.mutate import Patch, PatchFailed, patched
 from tests.sim.runner import Total, run_seeds
 from tests.sim.scope import SEARCHES, Search, search
@@ -78,7 +78,7 @@ def test_a_run_can_be_replayed_from_its_events() -> None:
 
 def test_every_patch_still_applies() -> None:
     """Each piece of source is found exactly once, and what comes out compiles."""
-    for mutant in MUTANTS:
+    for mutant in ALL:
         for module in {patch.module for patch in mutant.patches}:
             path = hunt.ROOT.joinpath(*module.split(".")).with_suffix(".py")
             source = patched(path.read_text(), [patch for patch in mutant.patches if patch.module == module])
