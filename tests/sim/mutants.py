@@ -686,7 +686,8 @@ STORAGE = [
 
 STALE = [mutant._replace(readers=True) for mutant in (*READ, *LEASES)]
 
-#: Found with luck only (some by earlier dice, after hundreds of seeds): `python -m tests.sim mutants NAME` goes on looking.
+#: Found with luck only (some by earlier dice, after hundreds of seeds): `python -m tests.sim mutants NAME` goes on
+#: looking.
 #: They stand in docs/mutants.md as not caught, and are no part of the gate before a seed is stored for them.
 ELUSIVE_NAMES = {
     "read-of-former-life",
