@@ -113,7 +113,7 @@ def run(directory: Path, keys: int) -> int:
     with Raftdb(directory / "first") as server:
         fill(server.port, keys)
         done(f"{keys} keys written")
-        client = redis.Redis(port=server.port)
+        client = redis.Redis(port=server.port, socket_timeout=600)  # a checkpoint takes its time
         for codec in snapshot.CODECS:
             client.execute_command("CHECKPOINT", f"{codec}.dat", codec)
             size = (server.data / "checkpoints" / f"{codec}.dat").stat().st_size
