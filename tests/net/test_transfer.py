@@ -379,10 +379,18 @@ class TestFaults:
         rig = Rig(tmp_path, 1000)
         newer = make_snapshot(rig.from_dir, 2000, "raft_n1_2_19.dat", seed=2)
         rig.known[newer.name] = newer
+        go_on = threading.Event()
+
+        def slow_check(*args: Any) -> Any:
+            assert go_on.wait(60)
+            return digest_of(*args)
+
+        rig.fetcher = rig.new_fetcher(check=slow_check)
         rig.fetcher.start(rig.meta, LEADER)
         while rig.fetcher._job is None:
             rig.step()
         rig.fetcher.start(newer, LEADER)
+        go_on.set()
         rig.until_settled()
         assert rig.fetched == [rig.meta, newer]
 
