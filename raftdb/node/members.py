@@ -1,4 +1,4 @@
-"""Changes of the group that people ask for: ADD_NODE, DEL_NODE, RAFT.ADD, REMOVE, PROMOTE, DEMOTE, TRANSFER.
+"""Changes of the group that people ask for: ADD_NODE, DEL_NODE, RAFT.ADD, REMOVE, PROMOTE, TRANSFER.
 
 They run on worker threads, of any node: on a follower the words go to the leader in a Forward (`Errands`), one hop, and
 a worker of the leader does them. An answer OK means: committed, and applied on the leader.
@@ -48,6 +48,7 @@ log = logging.getLogger("raftdb.members")
 POLL_S: Final = 0.02
 RESIGNED_S: Final = 1.0  # between the end of leadership and the answer of an entry that was committed before it
 ID_BYTES_MAX: Final = 255
+NO_LASTING_LEARNERS: Final = CommandError("ERR learners become voters by themselves: a member cannot stay a learner")
 #: Request ids of errands; those of forwarded commands count from 1.
 ERRAND_IDS: Final = 1 << 62
 
@@ -55,7 +56,7 @@ ERRAND_IDS: Final = 1 << 62
 class Wish(NamedTuple):
     """What somebody wants to be true of the group."""
 
-    verb: str  # add, remove, promote, demote, transfer
+    verb: str  # add, remove, promote, transfer
     node_id: str  # "" = anybody (transfer)
     address: str  # client address (add)
     incarnation: int | None  # who is meant, as the asked node knew it; None: it knew nobody
@@ -93,8 +94,10 @@ class Members:
     def add(self, node_id: str, address: str, voter: bool) -> None:
         """Reserve a place for `node_id` at client address `address`; it comes in when it is started with -e.
 
-        It becomes a voter by itself when it has caught up, whatever `voter` says.
+        It becomes a voter by itself when it has caught up; a learner that stays one (not `voter`) there is not.
         """
+        if not voter:
+            raise NO_LASTING_LEARNERS
         _check_id(node_id)
         _check_address(address)
         self._fulfil(Wish("add", node_id, address, None, False))
@@ -106,7 +109,7 @@ class Members:
         self._fulfil(self._pinned("promote", node_id))
 
     def demote(self, node_id: str) -> None:
-        self._fulfil(self._pinned("demote", node_id))
+        raise NO_LASTING_LEARNERS
 
     def transfer(self, node_id: str | None) -> None:
         """Hand leadership over, and wait until somebody else leads."""
@@ -271,7 +274,7 @@ def change_for(membership: Membership, wish: Wish) -> Change | None:
         return Change(ChangeKind.REMOVE, member)
     if member.incarnation == INVITED:
         raise CommandError(f"ERR node {wish.node_id} is invited and has not come yet")
-    return Change(ChangeKind.PROMOTE if wish.verb == "promote" else ChangeKind.DEMOTE, member)
+    return Change(ChangeKind.PROMOTE, member)
 
 
 def _addition(membership: Membership, present: Member | None, wish: Wish) -> Change:
@@ -295,7 +298,7 @@ def holds(membership: Membership, wish: Wish) -> bool:
         return member is not None and member.client_addr == wish.address
     if wish.verb == "remove":
         return wish.repeated and wish.incarnation is not None and not _is_meant(member, wish)
-    return member is not None and _is_meant(member, wish) and member.voter == (wish.verb == "promote")
+    return member is not None and _is_meant(member, wish) and member.voter
 
 
 def _is_meant(member: Member | None, wish: Wish) -> bool:
@@ -440,7 +443,7 @@ _OUTCOMES: Final[dict[str, type[CommandError]]] = {
     "unexecuted": Unexecuted,
     "uncertain": Uncertain,
 }
-_VERBS: Final = ("add", "remove", "promote", "demote", "transfer")
+_VERBS: Final = ("add", "remove", "promote", "transfer")
 
 
 def decode_wish(payload: bytes) -> Wish:

@@ -191,7 +191,10 @@ class Peering:
         return self.net.send(ref, message)
 
     def flush(self) -> None:
+        """Also looks whether a node that was outside is let in: its membership entry is acknowledged right before."""
         self.net.flush()
+        if self._client_text and self.driver is not None:
+            self._refuse_clients(self.driver, self._reason(self.driver))
 
     def is_connected(self, ref: NodeRef) -> bool:
         return self.net.is_connected(ref)
@@ -469,8 +472,7 @@ class Peering:
 
     def _outside(self, driver: Driver, now_s: float) -> None:
         """Not a member yet, or no longer, or refused: clients are told why, and so is the log every five seconds."""
-        self._anew = self._anew and driver.core.leader is None
-        reason = outside_reason(driver.core, self.refusals, driver.data.path, self._anew)
+        reason = self._reason(driver)
         self._refuse_clients(driver, reason)
         if not reason:
             self._next_line_s = 0.0
@@ -482,6 +484,10 @@ class Peering:
         wants_in = self._anew or (not core.is_member(core.me) and core.me not in core.retired)
         if wants_in and core.leader is None and now_s >= self._next_join_s:
             self._next_join_s = now_s + (JOIN_EVERY_S if self._ask_to_join(driver) else 0.0)
+
+    def _reason(self, driver: Driver) -> str:
+        self._anew = self._anew and driver.core.leader is None
+        return outside_reason(driver.core, self.refusals, driver.data.path, self._anew)
 
     def _refuse_clients(self, driver: Driver, reason: str) -> None:
         """Told again each time: the node clears what was told while it formed, after its parts were put together."""

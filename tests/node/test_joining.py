@@ -166,6 +166,9 @@ def test_every_node_carries_every_verb_to_the_leader(start_node: StartNode) -> N
         client(follower).execute_command("RAFT.PROMOTE", "n9")
     with pytest.raises(redis.ResponseError, match="no other voter"):
         client(follower).execute_command("RAFT.TRANSFER", "n9")
+    for words in (("RAFT.DEMOTE", "n1"), ("RAFT.ADD-LEARNER", "n9", "127.0.0.1:1")):
+        with pytest.raises(redis.ResponseError, match="cannot stay a learner"):
+            client(follower).execute_command(*words)
     eventually(lambda: leader.leader == other.core.me, "it follows")
     assert client(leader).execute_command("RAFT.REMOVE", other.config.own_id)  # the leader, by a follower
     new = leader_of([leader, follower])
