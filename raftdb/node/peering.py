@@ -481,7 +481,7 @@ class Peering:
             self._next_line_s = now_s + WAITING_LINE_EVERY_S
             log.warning("%s", reason)
         core = driver.core
-        wants_in = self._anew or (not core.is_member(core.me) and core.me not in core.retired)
+        wants_in = self._anew or (not core.is_member(core.me) and never_member(core))
         if wants_in and core.leader is None and now_s >= self._next_join_s:
             self._next_join_s = now_s + (JOIN_EVERY_S if self._ask_to_join(driver) else 0.0)
 
@@ -599,6 +599,8 @@ def outside_reason(core: Core, refusals: Mapping[str, str], directory: Path, ane
         return f"waiting: the cluster refuses this node ({told})" + (f"; {way_back}" if removed else "")
     if core.is_member(core.me) and not anew:
         return ""
+    if not anew and not never_member(core):
+        return "waiting: by its log this node is being removed from the cluster, and no leader is known"
     return "waiting to be added to the cluster (-e names its members)"
 
 

@@ -240,6 +240,12 @@ def test_a_member_says_nothing_and_a_removed_one_says_how_to_come_back() -> None
     assert str(HERE) in said
 
 
+def test_a_removal_that_is_not_known_to_be_committed_is_no_request_for_a_place() -> None:
+    """The node was killed between the entry and the news that it is committed."""
+    said = outside(membership=Membership(8, (N2, N3)), previous=GROUP, change_open=True)
+    assert "being removed" in said
+
+
 def test_a_refused_member_names_who_refuses_it() -> None:
     said = outside({"n2": "n1 was removed from the cluster"})
     assert said.startswith("waiting")
