@@ -138,13 +138,24 @@ class Snapshotter:
         bound = max(self._config.snapshot_log_bytes, last.size_bytes if last is not None else 0)
         if low:
             bound = min(bound, LOW_LOG_BYTES)
-        if entries > 0 and (
+        if low and self._older_holds_log():
+            self._rest_until_s = now_s + RETRY_S
+            self.request()
+        elif entries > 0 and (
             log_bytes >= bound or (entries >= self._config.snapshot_entries and log_bytes >= bound // 4)
         ):
             log.info("snapshot: %d entries and %d KiB of log since the last one", entries, log_bytes // 1024)
             if low:
                 self._rest_until_s = now_s + RETRY_S
             self.request()
+
+    def _older_holds_log(self) -> bool:
+        """Would a second snapshot at the place of the last one let much of the log go, and an older, larger file?"""
+        last, older = self._data.log.snapshot, self._data.log.previous_snapshot
+        if last is None or (older is not None and older.index >= last.index):
+            return False
+        held_bytes = self._data.log.bytes_after(older.index if older is not None else 0)
+        return held_bytes - self._data.log.bytes_after(last.index) >= LOW_LOG_BYTES
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
