@@ -250,6 +250,8 @@ class Driver:
             self._tick(now_s)
         self._propose(now_s)
         self._settle()
+        if self.peers is not None:
+            self.peers.flush()  # forwards and their replies: without this they would lie there until the next tick
         self.server.wake()
         while self.loop.flush(REPLIES_PER_LOOK):
             self._look_at_peers()

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,16 @@ def test_a_copy_of_one_directory_is_no_second_node(tmp_path):
         twin.start()
         assert twin.wait_exit() == 2  # its port is taken: one line, nothing touched
         assert len(twin.log.strip().splitlines()) <= 2
+
+
+def test_a_write_on_a_follower_does_not_wait_for_a_tick(tmp_path):
+    """Forwards lay in the outbox until the next tick: with a tick of half a second ten writes took five."""
+    flags = ["--tick-ms", "500", "--heartbeat-ms", "500", "--election-ms", "3000", "--lease-ms", "1000"]
+    with LocalCluster(tmp_path, 3, flags=flags) as cluster:
+        cluster.start()
+        with cluster.followers()[0].client() as client:
+            client.set("k", "0")
+            started = time.monotonic()
+            for number in range(20):
+                client.set("k", str(number))
+            assert time.monotonic() - started < 20 * 0.5 / 2  # in units of the tick: half of one each would be too much
