@@ -348,7 +348,9 @@ class World:
         self.backups[ref] = self.disks[ref].copy()
 
     def do_restore(self, node_id: str) -> None:
-        """Somebody puts the backup back."""
+        """Somebody puts the backup back. (Not once the faults have stopped: this one may have been under way then.)"""
+        if self.quiet:
+            return
         self.do_crash(node_id, 0, True)
         ref = self.refs[node_id]
         if ref in self.backups:
