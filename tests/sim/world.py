@@ -330,6 +330,8 @@ class World:
 
     def do_damage(self, node_id: str, index: int) -> None:
         """A bit of this entry's record flips."""
+        if self.quiet:
+            return  # the faults have stopped; this one was under way
         log = self.disks[self.refs[node_id]].log
         if log.first <= index <= log.last:
             log.damaged.add(index)
