@@ -30,7 +30,7 @@ ENOUGH_PER_THOUSAND_SEEDS = {
     "pauses": 1_000,
     "transfers": 200,
     "wipes": 90,
-    "restores": 3,  # usual are ten; a floor at the mean itself failed every second batch
+    "restores": 10,
     "damages": 40,
     "spoiled": 8,
     "encoded": 20_000,

@@ -102,7 +102,7 @@ def draw(seed: int) -> Settings:
         transfer_every=sometimes(0.35 * quiet, 500 * MS, 10_000 * MS),
         member_every=sometimes(0.45, 400 * MS, 8_000 * MS),
         wipe_every=sometimes(0.15 * quiet, 3_000 * MS, 15_000 * MS),
-        restore_every=sometimes(0.12 * quiet, 2_000 * MS, 15_000 * MS),
+        restore_every=sometimes(0.2 * quiet, 2_000 * MS, 15_000 * MS),
         damage_every=sometimes(0.25 * quiet, 1_000 * MS, 8_000 * MS),
         trap_every=sometimes(0.3 * quiet, 300 * MS, 4_000 * MS),
         snapshot_entries=rng.choice((3, 5, 10, 40, 100_000)),
