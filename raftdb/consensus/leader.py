@@ -46,6 +46,7 @@ def become_leader(core: State) -> None:
     core.votes = {}
     core.round = core.confirmed_round = core.lease_floor = 0
     core.heartbeat_elapsed = 0
+    core.duties_tick = core.ticks
     core.want_round = True
     core.transferring = None
     core.transferred = False
@@ -487,7 +488,9 @@ def tick(core: State) -> None:
     if core.transferring is not None and core.ticks - core.transfer_tick >= core.config.election_ticks_min:
         _give_up_transfer(core)
     if core.heartbeat_elapsed >= core.config.heartbeat_ticks:
-        _heartbeat_tick(core)
+        core.want_round = True
+    if core.ticks - core.duties_tick >= core.config.heartbeat_ticks:
+        _duties(core)
 
 
 def _give_up_transfer(core: State) -> None:
@@ -498,11 +501,12 @@ def _give_up_transfer(core: State) -> None:
     core.hand_over_tick = core.ticks + 2 * core.config.election_ticks_min
 
 
-def _heartbeat_tick(core: State) -> None:
+def _duties(core: State) -> None:
+    """What a leader does once per heartbeat interval, by a clock of its own: reads begin rounds at any time."""
+    core.duties_tick = core.ticks
     if not has_quorum(core):
         core.become_follower(core.term, None, "no quorum has been heard for an election timeout")
         return
-    core.want_round = True
     for peer in core.others:
         if peer.mode == SNAPSHOT and core.ticks - peer.offer_tick >= core.config.snapshot_retry_ticks:
             offer_snapshot(core, peer)

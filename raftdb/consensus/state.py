@@ -91,6 +91,7 @@ class State:
         "confirmed_round",
         "contact",
         "done_reads",
+        "duties_tick",
         "early",
         "elapsed",
         "fetch_new",
@@ -208,6 +209,7 @@ class State:
         self.round = 0
         self.confirmed_round = 0
         self.heartbeat_elapsed = 0
+        self.duties_tick = 0  # when the leader last looked after quorum, learners, snapshots and transfers
         self.want_round = False
         self.outbound = False
         self.made: tuple[int, Append, int, int] | None = None  # the last Append of this flush, for those at its place
