@@ -33,6 +33,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(redis_server: str, ours: RaftdbPlayer | WirePlayer, commands: int, seed: int, minutes: float) -> int:
+    """The exit code."""
+    played, difference = search(redis_server, ours, commands, seed, minutes)
+    print(difference or f"differential: {played} commands, seed {seed}: no difference")
+    return 1 if difference else 0
+
+
+def search(
+    redis_server: str, ours: RaftdbPlayer | WirePlayer, commands: int, seed: int, minutes: float
+) -> tuple[int, str]:
+    """(commands played, the first difference or "")."""
     duel, generator = Duel(redis_server, ours), Generator(seed)
     deadline = time.monotonic() + 60 * minutes
     programs = 0
@@ -41,16 +51,11 @@ def run(redis_server: str, ours: RaftdbPlayer | WirePlayer, commands: int, seed:
             found = duel.play(generator.program())
             programs += 1
             if found is not None:
-                print(f"differential: seed {seed}, program {programs}:\n{duel.shrink(found)}")
-                return 1
+                return duel.commands, f"differential: seed {seed}, program {programs}:\n{duel.shrink(found)}"
         wrong = ours.finish()
-        if wrong is not None:
-            print(f"differential: seed {seed}: {wrong}")
-            return 1
+        return duel.commands, f"differential: seed {seed}: {wrong}" if wrong is not None else ""
     finally:
         duel.close()
-    print(f"differential: {duel.commands} commands in {programs} programs, seed {seed}: no difference")
-    return 0
 
 
 if __name__ == "__main__":
