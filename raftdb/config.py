@@ -238,6 +238,13 @@ class Config:
         10_000, "--keep-entries", _integer, "N", "Log entries kept behind a snapshot for followers that lag."
     )
     keep_bytes: int = _setting(64 * MIB, "--keep-bytes", _size, "SIZE", "The same in bytes; the smaller of both holds.")
+    snapshot_bandwidth_bytes: int = _setting(
+        64 * MIB,
+        "--snapshot-bandwidth",
+        _size,
+        "SIZE",
+        "Bytes per second that this node spends on sending snapshots, to all members together.",
+    )
 
     # limits of a request
     bulk_max_bytes: int = _setting(16 * MIB, "--bulk-max", _size, "SIZE", "Longest argument (at most 64 MiB).")
@@ -309,6 +316,7 @@ _RANGES: Final[dict[str, tuple[int, int]]] = {
     "snapshot_entries": (1, 1 << 40),
     "keep_entries": (0, 1 << 40),
     "keep_bytes": (0, 1 << 46),
+    "snapshot_bandwidth_bytes": (64 * KIB, 1 << 46),
     "bulk_max_bytes": (KIB, 64 * MIB),
 }
 

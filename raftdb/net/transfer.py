@@ -15,9 +15,9 @@ file is checked at the end, and a bad one is dropped and fetched once more from 
 length, at its offset; everything else is counted and ignored. A wrong piece is found by the digest of the whole.
 
 **Bounds.** WINDOW_CHUNKS pieces under way per fetch; REQUESTS_MAX waiting per peer at the source; the bandwidth of the
-source is a token bucket over all peers. Reads and writes are at most 256 KiB, from and to the page cache; what may
-take long (fsync, check) runs in a thread of its own, one at a time. Full disk: looked at before the first piece, and
-reported as such when it comes all the same.
+source (`--snapshot-bandwidth`) is a token bucket over all peers. Reads and writes are at most 256 KiB, from and to the
+page cache; what may take long (fsync, check) runs in a thread of its own, one at a time. Full disk: looked at before
+the first piece, and reported as such when it comes all the same.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from raftdb.types import NodeRef, SnapshotMeta
 
 log = logging.getLogger("raftdb.transfer")
 
-BANDWIDTH_BYTES_DEFAULT: Final = 64 * 1024 * 1024  # per second
 WINDOW_CHUNKS: Final = 4
 REQUESTS_MAX: Final = 16
-ANSWER_TIMEOUT_S: Final = 5.0
+ANSWER_TIMEOUT_S: Final = 5.0  # a piece that has not come is asked for again; on a slow line later
+ANSWER_TIMEOUT_MAX_S: Final = 300.0
 OPEN_FILES_MAX: Final = 4
 FILE_IDLE_S: Final = 30.0
 #: Attempts from the start after the whole file turned out to be wrong.
@@ -80,6 +80,10 @@ class TokenBucket:
         self._tokens -= size
         return True
 
+    def give_back(self, size: int) -> None:
+        """They were not sent after all."""
+        self._tokens += size
+
 
 class _OpenFile(NamedTuple):
     fd: int
@@ -95,15 +99,15 @@ class SnapshotSource:
         find: Callable[[str], SnapshotMeta | None],
         send: Send,
         *,
-        bandwidth_bytes: int = 0,
+        bandwidth_bytes: int,
         now: Callable[[], float] = clock.monotonic,
     ) -> None:
-        """`find`: the durable snapshot of this name, if there is one. `bandwidth_bytes`: per second, 0 = 64 MiB."""
+        """`find`: the durable snapshot of this name, if there is one. `bandwidth_bytes`: per second."""
         self._directory = directory
         self._find = find
         self._send = send
         self._now = now
-        self._bucket = TokenBucket(bandwidth_bytes or BANDWIDTH_BYTES_DEFAULT, now())
+        self._bucket = TokenBucket(bandwidth_bytes, now())
         self._waiting: OrderedDict[NodeRef, deque[ChunkRequest]] = OrderedDict()
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self.sent_bytes = 0
@@ -111,7 +115,7 @@ class SnapshotSource:
     def on_request(self, peer: NodeRef, request: ChunkRequest) -> None:
         """Answers at once when the bandwidth allows it, else from tick(). Raises StorageError when the disk fails."""
         waiting = self._waiting.setdefault(peer, deque())
-        if len(waiting) < REQUESTS_MAX:
+        if len(waiting) < REQUESTS_MAX and request not in waiting:  # asked again, since its turn has not come yet
             waiting.append(request)
         self._serve()
 
@@ -139,12 +143,14 @@ class SnapshotSource:
             if peer is None:
                 break
             waiting = self._waiting[peer]
-            if not self._bucket.take(min(waiting[0].length, CHUNK_BYTES_MAX), self._now()):
+            size = min(waiting[0].length, CHUNK_BYTES_MAX)
+            if not self._bucket.take(size, self._now()):
                 break
             if self._send(peer, self._answer(waiting[0])):
                 waiting.popleft()
                 self._waiting.move_to_end(peer)
             else:
+                self._bucket.give_back(size)
                 stuck.add(peer)
         for peer in [p for p, waiting in self._waiting.items() if not waiting]:
             del self._waiting[peer]
@@ -198,6 +204,9 @@ class _Fetch:
         self.asked: dict[int, tuple[int, float]] = {}  # offset -> (length, when)
         self.ahead: dict[int, bytes] = {}  # pieces that came before the one in front of them
         self.attempt = 1
+        #: A piece is asked for again after this. It grows with what answers take: asking a slow line twice makes it
+        #: carry everything twice.
+        self.patience_s = ANSWER_TIMEOUT_S
         self.ask_from = have_bytes
 
 
@@ -290,6 +299,8 @@ class SnapshotFetcher:
             self.ignored += 1
             return
         del fetch.asked[reply.offset]
+        took_s = self._now() - asked[1]
+        fetch.patience_s = max(ANSWER_TIMEOUT_S, min(2 * WINDOW_CHUNKS * took_s, ANSWER_TIMEOUT_MAX_S))
         fetch.ahead[reply.offset] = reply.data
         self._write_ready(fetch)
 
@@ -341,8 +352,11 @@ class SnapshotFetcher:
         source, now_s = self._source, self._now()
         if source is None:
             return
-        for offset, (length, asked_s) in list(fetch.asked.items()):
-            if now_s - asked_s > ANSWER_TIMEOUT_S and self._ask_one(fetch, source, offset, length):
+        late = [(at, length) for at, (length, asked_s) in fetch.asked.items() if now_s - asked_s > fetch.patience_s]
+        if late:
+            fetch.patience_s = min(2 * fetch.patience_s, ANSWER_TIMEOUT_MAX_S)
+        for offset, length in late:
+            if self._ask_one(fetch, source, offset, length):
                 fetch.asked[offset] = (length, now_s)
         while len(fetch.asked) + len(fetch.ahead) < WINDOW_CHUNKS and fetch.ask_from < fetch.meta.size_bytes:
             length = min(CHUNK_BYTES_MAX, fetch.meta.size_bytes - fetch.ask_from)
@@ -375,6 +389,7 @@ class SnapshotFetcher:
         fetch.asked.clear()
         fetch.ahead.clear()
         fetch.ask_from = fetch.have_bytes
+        fetch.patience_s = ANSWER_TIMEOUT_S
 
     def _change_source(self, source: NodeRef) -> None:
         self._source = source

@@ -75,7 +75,6 @@ JOIN_EVERY_S: Final = 1.0
 CARE_EVERY_S: Final = 0.5  # identity, members to be connected to, plans, addresses
 WAITING_LINE_EVERY_S: Final = 5.0
 JOIN_AGAIN_S: Final = 0.25  # the place was not free yet, or the leader another one
-BANDWIDTH_BYTES: Final = 64 * 1024 * 1024
 #: Forward.context of a membership command (members.py); the payload is its words.
 ERRAND: Final = b"members"
 NOT_LEADER: Final = "not the leader"
@@ -166,7 +165,9 @@ class Peering:
         self.former = None
         directory = snapshot_directory(driver)
         self.forwarding = Forwarding(driver, self)
-        self.source = SnapshotSource(directory, self._find_snapshot, self.net.send, bandwidth_bytes=BANDWIDTH_BYTES)
+        self.source = SnapshotSource(
+            directory, self._find_snapshot, self.net.send, bandwidth_bytes=self.config.snapshot_bandwidth_bytes
+        )
         self.fetcher = SnapshotFetcher(
             directory, self.net.send, snapshot.check_received, self._fetched, self._fetch_failed
         )

@@ -170,7 +170,7 @@ class TestPeers:
         meta = make_snapshot(tmp_path / "from", 5_000_000)
         (tmp_path / "to").mkdir()
         fetched, failed = [], []
-        source = SnapshotSource(tmp_path / "from", {meta.name: meta}.get, a.net.send)
+        source = SnapshotSource(tmp_path / "from", {meta.name: meta}.get, a.net.send, bandwidth_bytes=64 << 20)
         fetcher = SnapshotFetcher(
             tmp_path / "to",
             b.net.send,

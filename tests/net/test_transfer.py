@@ -30,7 +30,7 @@ def digest_of(path: Path) -> bytes:
 
 
 def make_snapshot(directory: Path, size: int, name: str = "raft_n1_1_9.dat", seed: int = 1) -> SnapshotMeta:
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / name).write_bytes(random.Random(seed).randbytes(size))
     return SnapshotMeta(name, 9, 1, 1, 1, Membership(0, ()), size, digest_of(directory / name))
 
@@ -49,7 +49,7 @@ class Rig:
     def __init__(self, tmp_path: Path, size: int, *, bandwidth_bytes: int = 1 << 40) -> None:
         self.clock = Clock()
         self.from_dir, self.to_dir = tmp_path / "leader", tmp_path / "follower"
-        self.to_dir.mkdir()
+        self.to_dir.mkdir(parents=True)
         self.meta = make_snapshot(self.from_dir, size)
         self.known = {self.meta.name: self.meta}
         self.requests: list[ChunkRequest] = []
@@ -540,10 +540,70 @@ class TestSource:
         assert served.count(ME) == served.count(OTHER) == 6
         assert all(served[i] != served[i + 1] for i in range(1, 9))
 
+    def test_four_times_the_bandwidth_sends_four_times_as_much(self, tmp_path):
+        sent = []
+        for factor in (1, 4):
+            rig = Rig(tmp_path / str(factor), 400 * CHUNK_BYTES_MAX, bandwidth_bytes=factor * CHUNK_BYTES_MAX)
+            rig.fetcher.start(rig.meta, LEADER)
+            for _ in range(20 * 20):  # 20 s of the rig's clock
+                rig.step()
+                rig.source.tick()
+                rig.clock.s += 0.05
+            sent.append(rig.source.sent_bytes)
+        assert 3.6 <= sent[1] / sent[0] <= 4.4, sent
+        assert sent[0] <= 21 * CHUNK_BYTES_MAX
+
+    @pytest.mark.parametrize("bandwidth_bytes", [8 * 1024, 64 * 1024, CHUNK_BYTES_MAX])
+    def test_a_low_bandwidth_sends_each_piece_once(self, tmp_path, bandwidth_bytes):
+        """A piece waited longer for its turn than the fetcher for the piece: it was asked for and sent again."""
+        rig = Rig(tmp_path, 12 * CHUNK_BYTES_MAX, bandwidth_bytes=bandwidth_bytes)
+        rig.fetcher.start(rig.meta, LEADER)
+        while rig.fetcher._job is None:
+            rig.step()
+            rig.source.tick()
+            rig.clock.s += 0.5
+        assert rig.source.sent_bytes == 12 * CHUNK_BYTES_MAX
+        rig.until_settled()
+        rig.assert_whole()
+
+    def test_a_slow_line_carries_few_pieces_twice(self, tmp_path):
+        """A piece takes longer than the fetcher's first patience: the line filled up with copies of it."""
+        rig = Rig(tmp_path, 30 * CHUNK_BYTES_MAX)
+        rig.fetcher.start(rig.meta, LEADER)
+        line: list[ChunkReply] = []
+        rig.step()
+        while rig.fetcher._job is None:
+            rig.clock.s += 12.0  # of one piece
+            requests, rig.requests = rig.requests, []
+            for request in requests:
+                rig.source.on_request(ME, request)
+            line += rig.replies
+            rig.replies = []
+            if line:
+                rig.fetcher.on_reply(LEADER, line.pop(0))
+            rig.fetcher.tick()
+        assert rig.source.sent_bytes <= 40 * CHUNK_BYTES_MAX
+        rig.until_settled()
+        rig.assert_whole()
+
+    def test_a_peer_whose_outbox_is_full_spends_no_bandwidth(self, tmp_path):
+        rig = Rig(tmp_path, 40 * CHUNK_BYTES_MAX, bandwidth_bytes=CHUNK_BYTES_MAX)
+        served: list[NodeRef] = []
+        rig.source._send = lambda to, reply: to == OTHER and served.append(to) is None
+        for i in range(8):
+            for peer in (ME, OTHER):
+                rig.source.on_request(
+                    peer, ChunkRequest(rig.meta.name, rig.meta.digest, i * CHUNK_BYTES_MAX, CHUNK_BYTES_MAX)
+                )
+        for _ in range(8):
+            rig.clock.s += 1.0
+            rig.source.tick()
+        assert len(served) == 8
+
     def test_requests_that_wait_are_bounded(self, tmp_path):
         rig = Rig(tmp_path, 1000, bandwidth_bytes=1)
-        for _ in range(1000):
-            rig.source.on_request(ME, ChunkRequest(rig.meta.name, rig.meta.digest, 0, 1000))
+        for offset in range(1000):
+            rig.source.on_request(ME, ChunkRequest(rig.meta.name, rig.meta.digest, offset, 1000 - offset))
         assert len(rig.source._waiting[ME]) <= transfer.REQUESTS_MAX
 
     def test_files_are_closed_when_idle(self, tmp_path):
