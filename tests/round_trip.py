@@ -1,12 +1,15 @@
 """Fill a node with keys of all types, save them in both codecs, start new clusters from the files, compare.
 
-python -m tests.round_trip --keys 1000000        (`make round-trip`; prints seconds and sizes)
+python -m tests.round_trip --keys 1000000        (`make round-trip`; prints seconds and sizes, writes the ledger)
+
+Then single bytes of the files are flipped, and `serve -l` must refuse each with its place.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
 import tempfile
 import time
@@ -21,8 +24,13 @@ from raftdb.storage.datadir import DataDir
 from raftdb.storage.kv import KvStore, state_digest
 from tests.e2e import server as servers
 from tests.e2e.server import Raftdb
+from tests.ledger import CLEAN, Ledger
 
 FAR_S = 86_400 * 365
+FLIPS = 6
+USAGE = 2  # exit code
+LEDGER = Path(__file__).with_name("round_trip.jsonl")
+SOURCES = ("raftdb",)
 
 
 def commands(keys: int, seed: int = 1) -> Iterator[tuple[Any, ...]]:
@@ -101,44 +109,94 @@ def _digest_of(kv: KvStore) -> tuple[str, int]:
         return state_digest(view).hex(), sum(view.count(db) for db in range(16))
 
 
-def run(directory: Path, keys: int) -> int:
-    """Prints one line per step; the exit code."""
-    started = time.perf_counter()
+def flipped_places(size: int) -> list[int]:
+    """Bytes of the first frames, some in between, and of the footer."""
+    return [0, 9, 40, *(size * part // FLIPS for part in range(1, FLIPS)), size - 40, size - 1]
 
-    def done(what: str) -> None:
+
+def refused(file: Path, directory: Path, place: int) -> str:
+    """What `serve -l` does wrong with this byte flipped: it must name the place and leave nothing. Else ""."""
+    with file.open("r+b") as handle:
+        handle.seek(place)
+        byte = handle.read(1)[0]
+        handle.seek(place)
+        handle.write(bytes((byte ^ 1 << place % 8,)))
+    server = Raftdb(directory, "-l", str(file))
+    try:
+        server.start()
+        return f"byte {place}: the file was taken"
+    except servers.StartFailed:
+        pass
+    finally:
+        server.kill()
+        with file.open("r+b") as handle:
+            handle.seek(place)
+            handle.write(bytes((byte,)))
+    told = server.output.strip().splitlines()[-1]
+    found = re.search(r"bytes (\d+) to (\d+): ", told)
+    if place >= len(snapshot.MAGIC) and not (found and int(found[1]) <= place < int(found[2])):
+        return f"byte {place}: the place is not named: {told[-300:]}"
+    code = server.process.returncode if server.process else None
+    if code != USAGE or not told.startswith("raftdb: ") or server.data.exists():
+        return f"byte {place}: exit code {code}, {told[-300:]}"
+    return ""
+
+
+def run(directory: Path, keys: int, flips: bool, seed: int) -> tuple[list[str], dict[str, Any]]:
+    """(what went wrong, figures); prints one line per step."""
+    started = time.perf_counter()
+    facts: dict[str, Any] = {}
+    wrong: list[str] = []
+
+    def done(what: str, fact: str, value: Any = None) -> None:
         nonlocal started
-        print(f"{time.perf_counter() - started:8.1f} s  {what}", flush=True)
+        seconds = round(time.perf_counter() - started, 1)
+        print(f"{seconds:8.1f} s  {what}", flush=True)
+        facts[fact] = seconds if value is None else value
         started = time.perf_counter()
 
     with Raftdb(directory / "first") as server:
-        fill(server.port, keys)
-        done(f"{keys} keys written")
+        fill(server.port, keys, seed)
+        done(f"{keys} keys written", "write_s")
         client = redis.Redis(port=server.port, socket_timeout=600)  # a checkpoint takes its time
         for codec in snapshot.CODECS:
             client.execute_command("CHECKPOINT", f"{codec}.dat", codec)
             size = (server.data / "checkpoints" / f"{codec}.dat").stat().st_size
-            done(f"CHECKPOINT {codec}.dat {codec.upper()}: {size >> 10} KiB")
+            facts[f"{codec}_bytes"] = size
+            done(f"CHECKPOINT {codec}.dat {codec.upper()}: {size >> 10} KiB", f"{codec}_checkpoint_s")
         server.stop()
     wanted, count = _digest(directory / "first" / "data")
-    done(f"digest of {count} keys: {wanted}")
-    equal = True
+    done(f"digest of {count} keys: {wanted}", "keys_held", count)
     for codec in snapshot.CODECS:
         file = directory / "first" / "data" / "checkpoints" / f"{codec}.dat"
         with Raftdb(directory / codec, "-l", str(file)) as server:
-            done(f"serve -l {codec}.dat")
+            done(f"serve -l {codec}.dat", f"{codec}_load_s")
             server.stop()
         found, count = _digest(directory / codec / "data")
-        equal = equal and found == wanted
-        done(f"digest of {count} keys: {found} ({'equal' if found == wanted else 'DIFFERENT'})")
-    return 0 if equal else 1
+        equal = found == wanted
+        wrong += [] if equal else [f"{codec}: digest {found} of {count} keys, not {wanted}"]
+        done(f"digest of {count} keys: {found} ({'equal' if equal else 'DIFFERENT'})", f"{codec}_equal", equal)
+        places = flipped_places(file.stat().st_size) if flips else []
+        for number, place in enumerate(places):
+            text = refused(file, directory / f"{codec}-flip-{number}", place)
+            wrong += [f"{codec}: {text}"] if text else []
+        done(f"{len(places)} flipped bytes of {codec}.dat, each by serve -l", f"{codec}_flips", len(places))
+    return wrong, facts
 
 
 def main() -> int:
     servers.START_TIMEOUT_S = 600.0  # -l answers when the file is loaded
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--no-flips", action="store_true")
+    options = parser.parse_args()
+    ledger = Ledger(LEDGER, *SOURCES)
+    seed = ledger.next_seed(1)
     with tempfile.TemporaryDirectory(prefix="raftdb-round-trip-") as directory:
-        return run(Path(directory), parser.parse_args().keys)
+        wrong, facts = run(Path(directory), options.keys, not options.no_flips, seed)
+    ledger.append(seed=seed, keys=options.keys, **facts, verdict=wrong[:5] or CLEAN)
+    print("\n".join(wrong[:5]) or "round trip: equal digests; every flipped byte was refused with its place")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
