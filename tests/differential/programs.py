@@ -52,11 +52,22 @@ class Generator:
         return [Step(self.random.random() < 0.1, tuple(self.command()))]
 
     def transaction(self) -> list[Step]:
+        """MULTI, perhaps behind WATCH, perhaps with commands of the other client in between.
+
+        A watched key that is absent, comes and goes again is a wanted difference: so either every watched key is there
+        before WATCH, or nothing goes until EXEC.
+        """
         steps: list[Step] = []
+        names = None
         if self.random.random() < 0.5:
-            steps.append(Step(0, (b"WATCH", *(self.key() for _ in range(self.random.randint(1, 3))))))
+            watched = [self.key() for _ in range(self.random.randint(1, 3))]
+            if self.random.random() < 0.5:
+                steps += [Step(0, (b"SETNX", key, b"1")) for key in watched]
+            else:
+                names = KEEPING
+            steps.append(Step(0, (b"WATCH", *watched)))
             for _ in range(self.random.randint(0, 2)):
-                steps.append(Step(self.random.random() < 0.5, tuple(self.command())))
+                steps.append(Step(self.random.random() < 0.5, tuple(self.command(names=names))))
         if self.random.random() < 0.1:
             steps.append(Step(0, (b"UNWATCH",)))
         steps.append(Step(0, (b"MULTI",)))
@@ -69,13 +80,16 @@ class Generator:
             else:
                 steps.append(Step(0, tuple(self.command(maimed=0.01))))
             if self.random.random() < 0.1:
-                steps.append(Step(1, tuple(self.command())))
+                steps.append(Step(1, tuple(self.command(names=names))))
         steps.append(Step(0, (b"DISCARD" if self.random.random() < 0.1 else b"EXEC",)))
         return steps
 
-    def command(self, maimed: float = 0.03) -> Words:
-        names, weights = self.theme
-        words = COMMANDS[self.random.choices(names, weights)[0]](self)
+    def command(self, maimed: float = 0.03, names: frozenset[str] | None = None) -> Words:
+        """One of the theme; with `names` one of these (every theme has some)."""
+        rows, weights = self.theme
+        if names is not None:
+            weights = [weight * (name in names) for name, weight in zip(rows, weights, strict=True)]
+        words = COMMANDS[self.random.choices(rows, weights)[0]](self)
         if self.random.random() < maimed:
             words = self.maim(words)
         if self.random.random() < 0.1:
@@ -377,6 +391,27 @@ LISTS: dict[str, Draw] = {
     "RPOPLPUSH": lambda g: [b"RPOPLPUSH", g.list(), g.list()],
 }
 COMMANDS: dict[str, Draw] = {**STRINGS, **KEYS, **HASHES, **LISTS}
+#: After which every key is still there that was there before, and lives.
+KEEPING = frozenset(
+    (
+        *(
+            "SET",
+            "GET",
+            "SETNX",
+            "GETSET",
+            "MGET",
+            "MSET",
+            "MSETNX",
+            "APPEND",
+            "STRLEN",
+            "GETRANGE",
+            "SETRANGE",
+            "INCR",
+        ),
+        *("EXISTS", "TYPE", "TTL", "PERSIST", "HSET", "HSETNX", "HGET", "HMGET", "HLEN", "HGETALL", "HINCRBY"),
+        *("LPUSH", "LPUSHX", "LLEN", "LRANGE", "LINDEX", "LSET", "LPOS"),
+    )
+)
 RARE = {"FLUSHDB": 0.05, "SCAN?": 0.3, "HSCAN?": 0.3, "MOVE": 0.3, "OBJECT": 0.5, "LTRIM": 0.4, "KEYS": 0.5, "DEL": 0.5}
 
 
