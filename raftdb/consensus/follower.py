@@ -219,6 +219,17 @@ def ask_leader(core: State) -> None:
         core.send_early(core.leader, ReadRequest(core.term, reads.ask(core.ticks)))
 
 
+def repeat_request(core: State) -> None:
+    """The request under way once more: it or its answer may be lost.
+
+    It is the same one, so that whichever answer comes first counts. Were it a new one, an answer that takes longer than
+    the patience of `resend_ticks` (two round trips over a long line) would always come too late.
+    """
+    core.reads.asked_tick = core.ticks
+    if core.leader is not None:
+        core.send_early(core.leader, ReadRequest(core.term, core.reads.context))
+
+
 def read_reply(core: State, sender: NodeRef, message: ReadReply) -> str | None:
     core.heard_leader(sender)
     done = core.reads.answered(message.context, message.index)
@@ -324,4 +335,4 @@ def tick(core: State) -> None:
             core.elapsed = 0
             core.draw_timeout()
     if core.reads.context and core.ticks - core.reads.asked_tick >= core.config.resend_ticks:
-        core.reads.ask_again()
+        repeat_request(core)

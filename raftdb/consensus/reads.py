@@ -6,7 +6,9 @@
 All reads that arrive while a round (or a request) is under way share the next one. The index of a batch is the commit
 index when its round starts, which is not before the reads arrived; the caller has seen to it that the leader has
 committed an entry of its own term by then. A context contains the start count of the asker, so that a late answer to
-a former life matches nothing (I17). A read that nobody answered within `wait_ticks` is refused: index -1.
+a former life matches nothing (I17). A request that may be lost is repeated with its context: an index that was
+confirmed after the first of them left is good for all its reads. A read that nobody answered within `wait_ticks` is
+refused: index -1.
 """
 
 from __future__ import annotations
