@@ -242,6 +242,7 @@ class Node:
             stamp=data.log.stamp(data.log.last),
             snapshot=data.log.snapshot,
         )
+        core.wall_ms = clock.wall_ms()  # the first answer may leave before the first tick
         for index in data.damaged:
             core.quarantine(index)
         return core

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 
+from raftdb import clock
 from raftdb.commands.args import Bytes, Key
 from raftdb.commands.strings import String
 from raftdb.commands.table import WRITE, command
@@ -30,6 +31,12 @@ def test_what_was_answered_is_there_after_a_restart(start_node: StartNode) -> No
     assert again.execute("GET", "color") == b"red"
     assert again.execute("INCR", "n") == 2
     assert again.term > node.term
+
+
+def test_a_core_knows_the_time_before_its_first_tick(start_node: StartNode) -> None:
+    """Its first answer carries the wall clock: with 0 in it the leader would take its own clock for a wrong one."""
+    before = clock.wall_ms()
+    assert before <= start_node()._new_core(1).wall_ms <= clock.wall_ms()
 
 
 def test_execute_raises_the_error_of_the_command(start_node: StartNode) -> None:
