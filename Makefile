@@ -102,12 +102,18 @@ campaign-fuzz: $(VENV)/.installed-dev ## parsers and readers under mutated bytes
 
 # --- real input, figures ----------------------------------------------------------------------------------------------
 
-.PHONY: real-input kill-load round-trip restart-time bench-single bench bench-commands profile
+.PHONY: real-input kill-load failover catch-up round-trip restart-time bench-single bench bench-commands profile
 real-input: $(VENV)/.installed-dev ## a million commands from the word list through redis-cli --pipe, all read back
 	$(PY) -m tests.e2e.real_input $(ARGS)
 
 kill-load: $(VENV)/.installed-dev ## twenty kill -9 under load: nothing acknowledged is lost or doubled
 	$(PY) -m tests.e2e.kill_load $(ARGS)
+
+failover: $(VENV)/.installed-dev ## thirty kill -9 of the leader of three nodes: how long writes stop
+	$(PY) -m tests.e2e failover $(ARGS)
+
+catch-up: $(VENV)/.installed-dev ## a follower away for a million writes, clients faster than the disks: memory is bounded
+	$(PY) -m tests.e2e catch-up $(ARGS)
 
 round-trip: $(VENV)/.installed-dev ## a million keys of all types into checkpoints of both codecs and back
 	$(PY) -m tests.round_trip $(ARGS)

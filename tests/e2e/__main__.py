@@ -3,6 +3,8 @@
     python -m tests.e2e ci --minutes 5             six fault sets of 20 s, chosen by the commit
     python -m tests.e2e campaign --minutes 120     all fault sets in turn, 60 s each; each run a line in ledger.jsonl
     python -m tests.e2e run NAME --seed 7          one run, its directory kept
+    python -m tests.e2e failover                   thirty times kill -9 of the leader: how long writes stop
+    python -m tests.e2e catch-up                   a follower that was away, clients that pour in: memory is bounded
     python -m tests.e2e list
 
 Exit code 1 when a run was not clean; its logs and data then stay where the message says.
@@ -20,6 +22,8 @@ from pathlib import Path
 
 import click
 
+from tests.e2e import catch_up as catching_up
+from tests.e2e import failover as failovers
 from tests.e2e.nemesis import FAULT_SETS, Report, run_faults
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")
@@ -112,6 +116,24 @@ def campaign(minutes: float, seconds: float, only: tuple[str, ...], seed: int | 
 def run(name: str, seed: int, seconds: float) -> None:
     """One run."""
     end([one_run(name, seconds, seed)])
+
+
+@main.command()
+@click.option("--kills", default=failovers.KILLS)
+@click.option("--seed", default=1, help="Draws the moments.")
+def failover(kills: int, seed: int) -> None:
+    """kill -9 of the leader, again and again: how long writes stop. Exit code 1 when over the budget."""
+    raise SystemExit(0 if failovers.measure(kills, seed, commit()) else 1)
+
+
+@main.command("catch-up")
+@click.option("--writes", default=catching_up.WRITES, help="While the follower is away.")
+@click.option("--seconds", default=30.0, help="Of a flood.")
+@click.option("--only", multiple=True, type=click.Choice(list(catching_up.PARTS)), help="Parts.")
+def catch_up(writes: int, seconds: float, only: tuple[str, ...]) -> None:
+    """A follower that was away, clients that pour in more than the disks take. Exit code 1 when memory grew too far."""
+    names = list(only or catching_up.PARTS)
+    raise SystemExit(0 if catching_up.measure(names, writes, seconds, shutil.which("strace"), commit()) else 1)
 
 
 if __name__ == "__main__":
