@@ -47,6 +47,8 @@ EXPIRED_KEYS_PER_ENTRY_MAX: Final = 200
 RECLAIMED_RECORDS_PER_ENTRY: Final = (
     500  # and one more per word of the entry, so that garbage cannot outgrow reclaiming
 )
+MANY_MIN: Final = 4  # commands of one kind in a row that are worth being done at once
+MANY_MAX: Final = 512  # so that `breathe` is called in between
 HANDLER_FAILED: Final = "ERR the command failed inside its handler; nothing was changed"
 
 #: What no handler is to blame for, and what is no error at all
@@ -159,7 +161,10 @@ class Machine:
         words = 0
         ctx = Context(batch, batch, now=entry.stamp, index=entry.index, seed=entry.seed, breathe=breathe)
         step = 0  # of the commands that are in the log: reads that ride along must not shift the chance of writes
-        for item in items:
+        at, items = 0, items if isinstance(items, list) else list(items)
+        while at < len(items):
+            item = items[at]
+            at += 1
             if isinstance(item, Transaction):
                 replies.append(self._transaction(ctx, item, entry.seed + step))
                 step += len(item.requests)
@@ -167,7 +172,12 @@ class Machine:
                 continue
             command = item.command or self._known(item.argv)
             ctx.db = item.db
-            if command.flags & WRITE:
+            if command.many is not None and (argvs := self._alike(items, at - 1, command)):
+                replies += command.many(ctx, argvs)
+                at += len(argvs) - 1
+                step += len(argvs)
+                words += len(argvs) * command.words_min
+            elif command.flags & WRITE:
                 step += 1
                 words += len(item.argv)
                 ctx.reseed(entry.seed + step)
@@ -176,6 +186,22 @@ class Machine:
                 replies.append(self._read_in_order(ctx, batch, command, item.argv))
             breathe()
         return words
+
+    def _alike(self, items: Sequence[Item], start: int, command: Command) -> list[list[bytes]]:
+        """The words of the run of items from `start` on that are this command in its shortest form, in one database.
+
+        Empty when it is not worth the trouble.
+        """
+        db, words = items[start][0], command.words_min
+        argvs: list[list[bytes]] = []
+        for item in items[start : start + MANY_MAX]:
+            if type(item) is not Request or item.db != db or len(item.argv) != words:
+                break
+            argv = item.argv
+            if (item.command or self._known(argv)) is not command:
+                break
+            argvs.append(argv)
+        return argvs if len(argvs) >= MANY_MIN else []
 
     def _write(self, ctx: Context, batch: Batch, command: Command, argv: list[bytes]) -> Reply:
         batch.savepoint()

@@ -116,6 +116,12 @@ def get(ctx: Context, key: String) -> Reply:
     return key.get()
 
 
+def set_many(ctx: Context, argvs: list[list[bytes]]) -> list[Reply]:
+    """SET key value, many at once: it can neither fail nor does it look at what was there."""
+    ctx.writing().put_strings(ctx.db, [(name, value) for _, name, value in argvs])
+    return [OK] * len(argvs)
+
+
 @command(
     "SET",
     Key(String),
@@ -134,6 +140,7 @@ def get(ctx: Context, key: String) -> Reply:
     group="string",
     summary="Store a string, whatever was there",
     complexity="O(log N)",
+    many=set_many,
 )
 def set_(ctx: Context, key: String, value: bytes, options: dict[str, Any]) -> Reply:
     if options is NO_OPTIONS:

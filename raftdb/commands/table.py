@@ -98,6 +98,7 @@ CATEGORIES: Final = tuple(
 )
 
 SizeOf = Callable[[Any, list[bytes]], int]
+Many = Callable[[Any, list[list[bytes]]], list[Any]]
 
 
 class Command:
@@ -114,6 +115,7 @@ class Command:
         "handler",
         "key_step",
         "last_key",
+        "many",
         "name",
         "replaces",
         "run",
@@ -139,6 +141,7 @@ class Command:
         size: SizeOf | None = None,
         replaces: bool = False,
         words_max: int | None = None,
+        many: Many | None = None,
     ) -> None:
         words = len(name.split())
         if not 1 <= words <= 2 or (name != name.upper()):
@@ -154,6 +157,9 @@ class Command:
         self.complexity = complexity
         self.size = size  # (ctx, argv) -> records it will touch, from head records alone
         self.replaces = replaces
+        self.many = (
+            many  # (ctx, argvs of words_min words) -> replies: as run() of each, for what can neither fail nor read
+        )
         self.subcommands: dict[bytes, Command] | None = None
         self.arity = arity(args, words)
         self.words_min = abs(self.arity)
@@ -233,6 +239,7 @@ def command(
     size: SizeOf | None = None,
     replaces: bool = False,
     words_max: int | None = None,
+    many: Many | None = None,
 ) -> Callable[[Handler], Command]:
     """Declare a command: the decorated handler becomes a `Command`, to be passed to a table.
 
@@ -254,6 +261,7 @@ def command(
             size=size,
             replaces=replaces,
             words_max=words_max,
+            many=many,
         )
 
     return declare

@@ -100,6 +100,7 @@ class Batch(Txn):
         self._keyspace_keys = dict(zip(state.keyspaces, state.keys, strict=True))
         self._keyspace_expiring = dict(zip(state.keyspaces, state.expiring, strict=True))
         self._base: dict[bytes, Head | None] = {}  # heads as LMDB has them
+        self._ahead: dict[bytes, bytes] = {}  # checked values of heads that were read ahead and not decoded yet
         self._long_names: dict[bytes, bytes] = {}  # head key -> whole name
         self._heads: dict[bytes, Head | None] = {}
         self._table: dict[Any, Any] = dict(enumerate(state.keyspaces))
@@ -124,7 +125,7 @@ class Batch(Txn):
         self._end_entry()
         if sum(map(len, self._over)) + len(self._base) > OVERLAY_RECORDS_MAX:
             self._flush()
-            self._base.clear()
+            self._forget_base()
         self.index, self.stamp, self.seed = index, stamp, seed
 
     def savepoint(self) -> None:
@@ -194,14 +195,22 @@ class Batch(Txn):
 
     def _encode_some(self, space: int, wanted: list[bytes]) -> None:
         over, encoded = self._over[space], self._encoded[space]
-        if space == HEADS:
-            names = self._long_names
-            for key in wanted:
-                if key in over:
-                    head = over[key]
-                    encoded[key] = None if head is None else encode_head(key, head, names.get(key))
-            return
         salt = codec.SALTS[space]
+        if space == HEADS:
+            names, index = self._long_names, self.index
+            fixed = codec.string_head(index)
+            for key in wanted:
+                if key not in over:
+                    continue
+                head = over[key]
+                if head is None:
+                    encoded[key] = None
+                elif head[:3] == (STRING, 0, index) and not head[8] and key not in names:
+                    body = fixed + head[3]
+                    encoded[key] = body + crc32c_extend(salt, key + body).to_bytes(4, "little")
+                else:
+                    encoded[key] = encode_head(key, head, names.get(key))
+            return
         for key in wanted:
             if key in over:
                 body = over[key]
@@ -211,7 +220,10 @@ class Batch(Txn):
         encoded, entry, parts = self._encoded[space], self._entry[space], []
         for key in changed:
             part = entry[key]
-            parts.append(self._fold_part(space, key, encoded[key]) if part is None else part)
+            if part is None:
+                value = encoded[key]
+                part = value[-4:] if value is not None else self._fold_part(space, key, None)
+            parts.append(part)
         return b"".join(parts)
 
     @staticmethod
@@ -239,12 +251,24 @@ class Batch(Txn):
 
     def _load(self, key: bytes) -> Head | None:
         try:
-            value = self._txn.get(key, None, self._dbs[HEADS])
+            value = self._ahead.pop(key, None) or self._txn.get(key, None, self._dbs[HEADS])
             head = None if value is None else decode_head(key, value)
         except (lmdb.Error, Damaged) as error:
             raise self._kv.failed(error) from None
         self._base[key] = head
         return head
+
+    def _read_ahead(self, wanted: list[bytes]) -> list[tuple[bytes, bytes]]:
+        """(key, stored value) of these heads, in one pass over LMDB; what it lacks is noted in `_base`."""
+        wanted.sort()
+        try:
+            found: list[tuple[bytes, bytes]] = self._txn.cursor(self._dbs[HEADS]).getmulti(wanted)
+        except lmdb.Error as error:
+            raise self._kv.failed(error) from None
+        if len(found) < len(wanted):
+            there = {key for key, _ in found}
+            self._base.update(dict.fromkeys([key for key in wanted if key not in there]))
+        return found
 
     def head(self, db: int, name: bytes) -> Head | None:
         key = self._head_key(db, name)
@@ -267,6 +291,55 @@ class Batch(Txn):
     def put_string(self, db: int, name: bytes, value: bytes, expiry_ms: int = 0) -> None:
         """put_head() of a string: the fast way of SET. expiry_ms 0: none, an old one is cleared."""
         self._set_head(self._head_key(db, name), Head(STRING, expiry_ms, self.index, value))
+
+    def put_strings(self, db: int, pairs: list[tuple[bytes, bytes]]) -> None:
+        """put_string() of many, which cannot fail; with a savepoint before, between and behind them.
+
+        The hashes, the look-ups and the dicts are done for all at once: a third of the time of one after the other.
+        """
+        self._forget_undo()
+        keyspace, names = self._table[db], [name for name, _ in pairs]
+        keys_ = [keyspace + blake2b(name, digest_size=6).digest() + name for name in names]
+        if max(map(len, keys_)) >= keys.LONG_HEAD_KEY_BYTES:
+            keys_ = [self._head_key(db, name) for name in names]
+        self._drop_collections_of(keys_)
+        index, new = self.index, tuple.__new__
+        heads = self._heads
+        heads.update(
+            [
+                (key, new(Head, (STRING, 0, index, value, 0, 0, 0, 0, 0)))
+                for key, (_, value) in zip(keys_, pairs, strict=True)
+            ]
+        )
+        self._changed_heads.update(dict.fromkeys(keys_))
+        if len(heads) > OVERLAY_RECORDS_MAX:
+            self._flush_space(HEADS)
+
+    def _drop_collections_of(self, wanted: list[bytes]) -> None:
+        """What these keys hold now is about to be overwritten by strings: collections go to GARBAGE."""
+        heads, base, ahead = self._heads, self._base, self._ahead
+        unknown = [key for key in dict.fromkeys(wanted) if key not in heads and key not in base and key not in ahead]
+        known = len(unknown) < len(wanted)
+        if unknown:
+            salt = codec.SALTS[HEADS]
+            for key, value in self._read_ahead(unknown):
+                if crc32c_extend(salt, key + value) != RESIDUE or len(value) < codec.HEAD_FIXED_BYTES + 4:
+                    raise self._kv.failed(codec.damaged(HEADS, key))
+                ahead[key] = value
+                if value[0] != STRING:
+                    known = True
+        if not known:
+            return
+        for key in dict.fromkeys(wanted):
+            if key in heads:
+                former = heads[key]
+            elif key in ahead and ahead[key][0] == STRING:
+                continue
+            else:
+                former = self._head_in_lmdb(key)
+            if former is not None and former.collection:
+                self.put(GARBAGE, keys.garbage_collection(former.collection), bytes((former.type,)))
+        self._forget_undo()
 
     def _set_head(self, key: bytes, head: Head | None, *, drop: bool = True) -> Head | None:
         """Returns the former head."""
@@ -516,6 +589,7 @@ class Batch(Txn):
     def _drop_collection_of(self, key: bytes, value: bytes) -> None:
         head = decode_head(key, value)
         self._base.pop(key, None)
+        self._ahead.pop(key, None)
         if head.collection:
             garbage = keys.garbage_collection(head.collection)
             self._txn.put(garbage, codec.seal(GARBAGE, garbage, bytes((head.type,))), db=self._dbs[GARBAGE])
@@ -533,7 +607,7 @@ class Batch(Txn):
         self._fill_preimages(space)
         encoded, changed = self._encoded[space], self._entry[space]
         self._encode(space, [key for key in over if key in changed or key not in encoded])
-        if space in _FOLDED:
+        if changed and space in _FOLDED:
             for key in over:
                 if key in changed:
                     changed[key] = self._fold_part(space, key, encoded[key])
@@ -543,7 +617,11 @@ class Batch(Txn):
         encoded.clear()
         over.clear()
         if len(self._base) > OVERLAY_RECORDS_MAX:
-            self._base.clear()
+            self._forget_base()
+
+    def _forget_base(self) -> None:
+        self._base.clear()
+        self._ahead.clear()
 
     def _fill_preimages(self, flushed: int) -> None:
         """Replace "not in the overlay" in the undo list by what LMDB holds; each step is looked at once per space."""
@@ -568,18 +646,23 @@ class Batch(Txn):
 
     def _flush_derived(self) -> None:
         """Counts and expiry index: what heads in the overlay change against those in LMDB."""
-        base = self._base
+        base, ahead = self._base, self._ahead
         expiry: dict[bytes, bytes | None] = {}
         key_count, expiring = self._keyspace_keys, self._keyspace_expiring
         for key, head in self._heads.items():
-            old = base[key] if key in base else self._load(key)
+            value = ahead.pop(key, None)
+            if value is not None:
+                there, before = True, codec.expiry_of(value)
+            else:
+                old = base[key] if key in base else self._load(key)
+                there, before = old is not None, 0 if old is None else old.expiry_ms
             base[key] = head
-            keyspace = key[:4]
-            if (old is None) != (head is None):
-                key_count[keyspace] = key_count.get(keyspace, 0) + (1 if old is None else -1)
-            before = 0 if old is None else old.expiry_ms
+            if there == (head is None):
+                keyspace = key[:4]
+                key_count[keyspace] = key_count.get(keyspace, 0) + (-1 if there else 1)
             now = 0 if head is None else head.expiry_ms
             if before != now:
+                keyspace = key[:4]
                 expiring[keyspace] = expiring.get(keyspace, 0) + (now > 0) - (before > 0)
                 if before:
                     expiry[keys.expiry(key, before)] = None

@@ -113,6 +113,16 @@ def encode_head(key: bytes, head: Head, name: bytes | None) -> bytes:
     return body + crc32c_extend(_HEAD_SALT, key + body).to_bytes(4, "little")
 
 
+def string_head(version: int) -> bytes:
+    """What stands before the value of a string that has no expiry and no long name."""
+    return _HEAD.pack(STRING, 0, 0, version)
+
+
+def expiry_of(value: bytes) -> int:
+    """The expiry of a checked head value, ms; 0: none."""
+    return int.from_bytes(value[2:10], "little")
+
+
 def decode_head(key: bytes, value: bytes) -> Head:
     """Raises Damaged."""
     if crc32c_extend(_HEAD_SALT, key + value) != RESIDUE or len(value) < 22:
