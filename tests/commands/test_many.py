@@ -38,7 +38,9 @@ def facts(kv: KvStore) -> tuple[Any, ...]:
 
 def command(rng: random.Random) -> list[bytes]:
     name = rng.choice(NAMES)
-    if rng.random() < 0.7:
+    if rng.random() < 0.002:
+        return [b"FLUSHDB"]
+    if rng.random() < 0.8:
         return [b"SET", name, b"%d" % rng.randrange(100)]
     return rng.choice(
         [
@@ -52,7 +54,8 @@ def command(rng: random.Random) -> list[bytes]:
             [b"RENAME", name, rng.choice(NAMES)],
             [b"APPEND", name, b"x"],
             [b"GET", name],
-            [b"FLUSHDB"],
+            [b"DEL", name],
+            [b"DEL", name],
         ]
     )
 
@@ -90,7 +93,7 @@ def test_several_entries_of_runs_in_one_batch(pair: tuple[Replica, Replica]) -> 
     rng = random.Random(3)
     index = 0
     for _ in range(60):
-        size = rng.choice((1, 4, 30))
+        size = rng.choice((1, 4, 40))
         entries = [[command(rng) for _ in range(rng.choice((2, 8, 40)))] for _ in range(size)]
         for replica, together in zip(pair, (True, False), strict=True):
             batch, at = replica.kv.batch(), index
