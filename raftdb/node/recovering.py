@@ -14,6 +14,9 @@ Order (each step synced; a second run goes on where a first one was cut off):
     2  log               the membership entry and the higher term, one transaction
     3  log/meta          the new incarnation
     4  identity.new -> identity
+
+From step 2 on the directory belongs to no cluster until step 4 is done. So `serve` refuses a directory that holds a
+whole identity.new (`check_finished`): the only way on is another run.
 """
 
 from __future__ import annotations
@@ -67,6 +70,14 @@ def recover(path: Path) -> Recovered:
             log.close()
     finally:
         os.close(lock)
+
+
+def check_finished(path: Path) -> None:
+    """Raises UsageError when a run was cut off in this directory."""
+    if _unfinished(path) is not None:
+        raise UsageError(
+            f"{path}: `raftdb recover` was cut off here: run `raftdb recover -d {path} --force-members` again"
+        )
 
 
 def _take_identity(path: Path) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 from raftdb.config import Config, join_address, peer_address, split_address
 from raftdb.errors import Damaged, UsageError
 from raftdb.node import forerunner
+from raftdb.node.recovering import check_finished
 from raftdb.storage import snapshot
 from raftdb.storage.datadir import DataDir, read_identity
 from raftdb.storage.snapshot import Progress
@@ -303,6 +304,7 @@ def listen_for_peers(config: Config, peering: Peering) -> None:
 
 def open_data(config: Config) -> DataDir:
     """Open what is there. Raises UsageError (also when it belongs to another id) or StorageError."""
+    check_finished(config.own_data_dir)
     data = DataDir.open(
         config.own_data_dir,
         map_size_bytes=config.map_size_bytes or None,
