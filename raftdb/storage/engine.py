@@ -42,6 +42,7 @@ from lmdb import verify as lmdb_verify
 
 from raftdb.errors import Bug, Damaged, DiskFull, RaftdbError, StorageError, UsageError
 from raftdb.storage.checksum import RESIDUE, crc32c
+from raftdb.storage.prealloc import Ahead
 
 MAP_BYTES_MIN: Final = 64 << 30
 COMMIT_NAME: Final = b"commit"
@@ -275,6 +276,8 @@ class Environment:
         self.path = path
         self.read_only = read_only
         self.lmdb: Any = None
+        self._ahead: Ahead | None = None
+        self._page_bytes = 0
         self._key = os.path.realpath(path)
         self._owner = threading.get_ident()
         if self._key in _open_paths:
@@ -296,6 +299,9 @@ class Environment:
                     self._check_commit()
                 if not read_only:
                     sync_directory(path)
+                if sync and not read_only:
+                    self._page_bytes = self.lmdb.stat()["psize"]
+                    self._ahead = Ahead(path / "data.mdb")
         except RaftdbError:
             self.close()
             raise
@@ -359,6 +365,8 @@ class Environment:
         except (lmdb.Error, OSError) as error:
             transaction.abort()
             raise self._failed_commit(error) from error
+        if self._ahead is not None:
+            self._ahead.keep((self.lmdb.info()["last_pgno"] + 1) * self._page_bytes)
 
     def _failed_commit(self, error: BaseException) -> RaftdbError:
         """A commit that could not write its meta page leaves LMDB unusable, even when the disk was only full."""
@@ -407,5 +415,8 @@ class Environment:
         if isinstance(self.lmdb, _Forked):
             return
         self.retire()
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
         if self.lmdb is not None:
             self.lmdb.close()
