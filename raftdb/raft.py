@@ -8,10 +8,13 @@ application of pyraft must know is little:
   replica, so it must be a function of its words and of `node.data` alone: for the time it asks `node.now` (seconds, the
   same on every replica), never `time.time()`; for chance `node.random`, never the `random` module. Without `e` it runs
   once, on a worker thread of the node that was asked, and cannot change anything. A handler may replace a built-in.
-- **Data.** `node.data` is a mapping over database 0: text, lists of text, dicts of text. Inside an `e` handler it is
-  the entry's own transaction: what was taken out and changed in place (`node.data["l"].append("x")`) is written back
-  when the handler returns, and an exception undoes everything. Other threads read; each page of an iteration is a read
-  of its own, so a long loop holds nothing up. To change something from a thread, `node.request("set", key, value)`.
+- **Data.** `node.data` is a mapping over database 0 (in a handler: over the one that the client has selected): text,
+  lists of text, dicts of text. Inside an `e` handler it is the entry's own transaction: what was taken out and changed
+  in place (`node.data["l"].append("x")`) is written back when the handler returns, and an exception undoes everything.
+  Other threads read; each page of an iteration is a read of its own, so a long loop holds nothing up. To change
+  something from a thread, `node.request("set", key, value)`; what is read afterwards has it.
+- **Requests of handlers.** Any handler may ask for reads (`node.request("lrange", key, 0, -1)`); they see what it has
+  written. A handler without `e` may ask for writes too.
 - **Callbacks** (`on_start`, `on_leader`, `on_follower`, `on_candidate`, `on_shutdown`; rows of the same table, or
   methods of a subclass) are called in order by a thread of their own, after `node.state` has changed. They may raise,
   hang or call back into the node.
@@ -31,18 +34,21 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+import hiredis
+
+from raftdb import clock
 from raftdb.cli import set_up_logging
 from raftdb.commands.args import Bytes, Many
 from raftdb.commands.context import Context
-from raftdb.commands.table import READ, SLOW, WRITE, Command, builtin_table
+from raftdb.commands.table import READ, SLOW, TRANSACTION, WRITE, Command, builtin_table
 from raftdb.config import Config, own_host, split_address
 from raftdb.errors import CommandError, RaftdbError, UsageError
 from raftdb.node.node import Node
-from raftdb.types import NULL_ARRAY, Encoded, Pairs, ReplySet, Role, Verbatim
+from raftdb.types import NULL_ARRAY, OK, Encoded, Pairs, ReplySet, Role, Verbatim
 
 #: Entries since the last checkpoint that call for the next one; read at start().
 CONF_LOG_MAX = 100_000
@@ -99,12 +105,35 @@ def to_reply(value: Any) -> Any:
     if isinstance(value, BaseException):
         raise _command_error(value)
     if isinstance(value, dict):
-        if "bypass" in value:
-            return Encoded(bytes_of(value["bypass"]))
-        return [to_reply(item) for pair in value.items() for item in pair]
+        return _dict_reply(value)
     if isinstance(value, list | tuple):
         return [to_reply(item) for item in value]
     return bytes_of(value)
+
+
+def _dict_reply(value: dict[Any, Any]) -> Any:
+    """pyraft's control words: `bypass` is one encoded reply; behind `quit` and `quit_after_send` the client is left."""
+    if "bypass" in value:
+        return Encoded(_checked(bytes_of(value["bypass"])))
+    if "quit" in value:
+        return OK
+    if "quit_after_send" in value:
+        return to_reply(value["quit_after_send"])
+    return [to_reply(item) for pair in value.items() for item in pair]
+
+
+def _checked(data: bytes) -> bytes:
+    """Exactly one reply of the protocol: anything else would be taken for the answers of other commands."""
+    reader = hiredis.Reader()
+    with contextlib.suppress(hiredis.HiredisError):
+        reader.feed(data)
+        if (reader.gets() is not False or data[:1] == b"#") and not reader.has_data():
+            return data
+    raise CommandError("ERR what the handler passed by is not one reply of the protocol")
+
+
+def _ends_connection(value: Any) -> bool:
+    return isinstance(value, dict) and ("quit" in value or "quit_after_send" in value) and "bypass" not in value
 
 
 def _command_error(error: BaseException) -> CommandError:
@@ -238,11 +267,15 @@ def _adapter(
         line = [name, *(text_of(word) for word in words)]
         with node.data.inside(ctx, replicated):
             try:
-                reply = to_reply(func(node, line))
+                value = func(node, line)
+                reply = to_reply(value)
+                if replicated:
+                    node.data.write_back()
             except RaftException as error:
                 raise _command_error(error) from None
-            if replicated:
-                node.data.write_back()
+        if not replicated and _ends_connection(value):
+            ctx.closing = True
+            return reply if "quit_after_send" in value else Encoded(b"")
         return reply
 
     return run
@@ -254,11 +287,12 @@ def _adapter(
 class _Scope:
     """What a handler that is running sees."""
 
-    __slots__ = ("ctx", "originals", "taken", "writes")
+    __slots__ = ("ctx", "has_written", "originals", "taken", "writes")
 
     def __init__(self, ctx: Context, writes: bool) -> None:
         self.ctx = ctx
         self.writes = writes
+        self.has_written = False  # a handler that only reads has asked for a write: what it saw so far is too old
         self.taken: dict[str, Any] = {}  # collections that were handed out
         self.originals: dict[str, Any] = {}  # as they were then
 
@@ -289,13 +323,14 @@ class Data(MutableMapping[str, Any]):
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Context]:
         scope = self.scope
-        if scope is not None:
+        if scope is not None and not scope.has_written:
             yield scope.ctx
             return
-        machine = self._node.node.machine
-        assert machine.kv is not None
-        with machine.kv.view() as view:
-            yield machine.context(view, 0)
+        node = self._node.node
+        node.settle()
+        assert node.machine.kv is not None
+        with node.machine.kv.view() as view:
+            yield node.machine.context(view, scope.ctx.db if scope is not None else 0, breathe=clock.Breather())
 
     def _writing(self, what: str) -> _Scope:
         scope = self.scope
@@ -304,6 +339,14 @@ class Data(MutableMapping[str, Any]):
                 f"{what}: data is changed by commands with the flag 'e', or by node.request('set', key, value)"
             )
         return scope
+
+    def read(self, row: Command, argv: list[bytes]) -> Any:
+        """The reply of a READ command: of what the running handler sees, in other threads of what is applied."""
+        scope = self.scope
+        if scope is not None and scope.writes:
+            self.write_back()
+        with self._reading() as ctx:
+            return row.run(ctx, argv)
 
     def _run(self, ctx: Context, *words: str | bytes) -> Any:
         argv = [bytes_of(word) for word in words]
@@ -343,7 +386,10 @@ class Data(MutableMapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         scope = self._writing(f"data[{key!r}] = ...")
+        _check_value(key, value)
         scope.taken.pop(key, None)
+        if isinstance(value, tuple):
+            value = list(value)
         if isinstance(value, list | dict):
             scope.taken[key] = value
             scope.originals[key] = None
@@ -357,11 +403,13 @@ class Data(MutableMapping[str, Any]):
             raise KeyError(key)
 
     def __len__(self) -> int:
+        self._write_back_here()
         with self._reading() as ctx:
             return int(self._run(ctx, "DBSIZE"))
 
     def __iter__(self) -> Iterator[str]:
         """The keys, a page at a time; between two pages the store goes on."""
+        self._write_back_here()
         cursor = b"0"
         while True:
             with self._reading() as ctx:
@@ -388,6 +436,11 @@ class Data(MutableMapping[str, Any]):
 
     # --- what was changed in place
 
+    def _write_back_here(self) -> None:
+        scope = self.scope
+        if scope is not None and scope.writes:
+            self.write_back()
+
     def write_back(self) -> None:
         """Put collections that the handler changed into the transaction. Empty ones do not exist."""
         scope = self.scope
@@ -395,6 +448,8 @@ class Data(MutableMapping[str, Any]):
         for key, value in scope.taken.items():
             if value == scope.originals[key]:
                 continue
+            _check_value(key, value)
+            scope.originals[key] = value.copy()
             expiry = self._run(scope.ctx, "PEXPIRETIME", key)
             self._run(scope.ctx, "DEL", key)
             if isinstance(value, list) and value:
@@ -403,6 +458,17 @@ class Data(MutableMapping[str, Any]):
                 self._run(scope.ctx, "HSET", key, *(item for pair in value.items() for item in pair))
             if value and isinstance(expiry, int) and expiry > 0:
                 self._run(scope.ctx, "PEXPIREAT", key, str(expiry))
+
+
+def _check_value(key: str, value: Any) -> None:
+    """Raises RaftException for what has no form in the store."""
+    if isinstance(value, dict):
+        parts: Any = [*value.keys(), *value.values()]
+    else:
+        parts = value if isinstance(value, list | tuple) else (value,)
+    for part in parts:
+        if not isinstance(part, str | bytes | int | float):
+            raise RaftException(f"data[{key!r}]: a {type(part).__name__} has no form in the store there")
 
 
 class Ttl(MutableMapping[str, float]):
@@ -456,6 +522,24 @@ class Peer:
         return f"<peer {self.nid}/{self.addr} ({self.state})>"
 
 
+def _peer(row: Mapping[str, Any], term: int) -> Peer:
+    """`index` is what the leader knows to be durable there; elsewhere it is not known, and 0."""
+    state = {"leader": "l", "follower": "f", "learner": "f"}.get(row["state"], "c")
+    return Peer(str(row["id"]), str(row["addr"]), state, term, row["match"] or 0)
+
+
+class _Requests(queue.Queue[Future]):
+    """What waits for its turn; the first that comes starts the threads that execute them."""
+
+    def __init__(self, start: Callable[[], None]) -> None:
+        super().__init__(REQUESTS_WAITING_MAX)
+        self._start = start
+
+    def put(self, item: Future, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item, block, timeout)
+        self._start()
+
+
 class RaftNode:
     """A member of a cluster, with pyraft's methods and attributes; may be subclassed.
 
@@ -487,17 +571,19 @@ class RaftNode:
         self.data_lock = threading.RLock()  # for applications that take it; the store needs none
         self.worker = worker or RaftWorker(addr)
         self.worker.init_node(self)
-        self.q_entry: queue.Queue[Future] = queue.Queue(REQUESTS_WAITING_MAX)
+        self.q_entry: queue.Queue[Future] = _Requests(self._start_senders)
         self._settings = dict(config or {})
         self._load = ""
         self._node: Node | None = None
         self._senders: list[threading.Thread] = []
+        self._senders_lock = threading.Lock()
 
     # --- life
 
     def start(self) -> None:
         """Start serving. Raises UsageError for a mistake that the caller can mend, StorageError for the disk's."""
         self.shutdown_flag = False
+        self._senders = []
         self.worker.handler.closed = True
         node = self._node = Node(self._config(), commands=list(_commands(self)))
         for name in EVENTS:
@@ -574,8 +660,11 @@ class RaftNode:
 
     @property
     def state(self) -> str:
-        """'l' leader, 'f' follower (or learner), 'c' candidate (or not started)."""
-        return _STATES[self._node.role] if self._node is not None else "c"
+        """'l' leader, 'f' follower (or learner), 'c' candidate, or no leader has been known since the start."""
+        if self._node is None:
+            return "c"
+        state = _STATES[self._node.role]
+        return "c" if state == "f" and not self._node.met_leader else state
 
     @property
     def term(self) -> int:
@@ -628,24 +717,16 @@ class RaftNode:
         """The other members by id (a copy)."""
         if self._node is None:
             return {}
-        return {
-            str(row["id"]): Peer(
-                str(row["id"]),
-                str(row["addr"]),
-                {"leader": "l", "candidate": "c"}.get(str(row["state"]), "f"),
-                self.term,
-                int(str(row["match"])),
-            )
-            for row in self._node.member_rows()
-            if row["id"] != self.nid
-        }
+        return {str(row["id"]): _peer(row, self.term) for row in self._node.member_rows() if row["id"] != self.nid}
 
-    def get_pending_time(self) -> float:
-        """Leader: seconds since the least recently heard member was heard; 0 elsewhere."""
-        ages = [row.get("last_contact_ms", 0) for row in self.node.member_rows() if row["id"] != self.nid]
-        return (
-            max((float(str(age)) for age in ages if age is not None), default=0.0) / 1000 if self.state == "l" else 0.0
-        )
+    def get_pending_time(self) -> float | None:
+        """Leader: seconds since the least recently heard member was heard. None elsewhere: it is not known there."""
+        self._not_in_entry("get_pending_time")
+        if self.state != "l":
+            return None
+        node = self.node
+        peers = node.in_driver(node.core.status).peers
+        return max((peer.silent_ticks for peer in peers), default=0) * node.config.tick_ms / 1000
 
     def get_snapshot(self) -> str:
         """Everything as text, for a person to read (GETDUMP). Raises RaftException when it is too much for that."""
@@ -662,11 +743,22 @@ class RaftNode:
         return self._raising(*cmd)
 
     def _raising(self, *cmd: Any) -> Any:
-        self._not_in_entry(str(cmd[0]) if cmd else "a command")
         try:
-            return from_reply(self.node.execute(*(bytes_of(word) for word in cmd)))
+            return from_reply(self._execute([bytes_of(word) for word in cmd]))
         except CommandError as error:
             raise RaftException(str(error)) from None
+
+    def _execute(self, argv: list[bytes]) -> Any:
+        """In a handler reads run at once, on what it sees: another worker for them might never come free."""
+        scope = self.data.scope
+        if scope is None:
+            return self.node.execute(*argv)
+        row = self.node.table.find(argv)
+        if row.flags & READ and not row.flags & TRANSACTION:
+            return self.data.read(row, argv)
+        self._not_in_entry(text_of(argv[0]))
+        scope.has_written = True
+        return self.node.execute(*argv)
 
     def request(self, *cmd: Any) -> Any:
         """As propose(), but an error comes back as a value (a RaftException)."""
@@ -678,8 +770,6 @@ class RaftNode:
     def request_async(self, *cmd: Any) -> Future:
         """As request(), later: a Future on every node. Raises RaftException when too many are waiting."""
         future = Future(cmd)
-        if not self._senders:
-            self._start_senders()
         try:
             self.q_entry.put_nowait(future)
         except queue.Full:
@@ -687,10 +777,11 @@ class RaftNode:
         return future
 
     def _start_senders(self) -> None:
-        for number in range(REQUEST_THREADS):
-            thread = threading.Thread(target=self._send, name=f"raftdb-request-{number}", daemon=True)
-            self._senders.append(thread)
-            thread.start()
+        with self._senders_lock:
+            for number in range(len(self._senders), REQUEST_THREADS):
+                thread = threading.Thread(target=self._send, name=f"raftdb-request-{number}", daemon=True)
+                self._senders.append(thread)
+                thread.start()
 
     def _send(self) -> None:
         while not self.shutdown_flag:
@@ -857,9 +948,9 @@ def _ensemble(text: str) -> dict[str, str]:
     return found
 
 
-def make_default_node() -> RaftNode:
-    """A node from the command line, serving the Redis protocol."""
-    args = parse_default_args(argparse.ArgumentParser())
+def make_default_node(args: argparse.Namespace | None = None) -> RaftNode:
+    """A node from the command line (or from what parse_default_args() made of it), serving the Redis protocol."""
+    args = args or parse_default_args(argparse.ArgumentParser())
     settings = {"data_dir": args.data_dir} if args.data_dir else {}
     node = RaftNode(args.nid, args.addr, args.ensemble_map, overwrite_peer=args.overwrite_peer, config=settings)
     if args.load is not None:

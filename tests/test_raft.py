@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -293,6 +294,172 @@ def test_names_of_the_door():
     methods = "start shutdown join load checkpoint get_snapshot add_node del_node get_peers propose request"
     more = "request_async get_handler get_handler_func check_ttl clear_ttl set_ttl get_pending_time log_info"
     assert all(callable(getattr(raft.RaftNode, name)) for name in itertools.chain(methods.split(), more.split()))
+
+
+# --- what handlers may do ---------------------------------------------------------------------------------------------
+
+
+def said(node: raft.RaftNode, lines: bytes) -> bytes:
+    """Everything that the node answers to these lines until it closes, or for a second."""
+    received = b""
+    with socket.create_connection((node.ip, node.port), timeout=10) as connection:
+        connection.sendall(lines)
+        connection.shutdown(socket.SHUT_WR)
+        while data := connection.recv(4096):
+            received += data
+    return received
+
+
+def test_a_handler_may_end_the_connection_or_answer_in_bytes(door):
+    node = door.open(
+        {
+            "leave": [lambda node, words: {"quit": True}, "r", 0, 0],
+            "farewell": [lambda node, words: {"quit_after_send": words[1:]}, "r", 0, -1],
+            "raw": [lambda node, words: {"bypass": b":" + words[1].encode() + b"\r\n"}, "r", 1, 1],
+            "rawwrite": [lambda node, words: {"bypass": b":1\r\n:2\r\n"}, "we", 0, 0],
+            "writeleave": [lambda node, words: {"quit": True}, "we", 0, 0],
+        }
+    )
+    connection = socket.create_connection((node.ip, node.port), timeout=10)
+    with connection:  # not closed by this side
+        connection.sendall(b"raw 7\r\nfarewell a b\r\n")
+        received = b""
+        while data := connection.recv(4096):
+            received += data
+    assert received == b":7\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n"
+    with socket.create_connection((node.ip, node.port), timeout=10) as connection:
+        connection.sendall(b"leave\r\n")
+        assert connection.recv(4096) == b""
+    assert b"not one reply of the protocol" in said(node, b"rawwrite\r\n")
+    assert said(node, b"writeleave\r\nping\r\n") == b"+OK\r\n+PONG\r\n"
+    assert node.request("farewell", "a") == ["a"]
+    assert node.request("raw", "1\r\n:2").args[0].startswith("ERR what the handler passed by")
+
+
+def test_reads_of_handlers_need_no_other_worker(door):
+    """More clients than workers, each in a handler that asks for what needs a worker itself."""
+
+    def outer(node, words):
+        return [node.request("inner", *words[1:]), *node.request("lrange", "l", 0, -1)]
+
+    def inner(node, words):
+        return words[1]
+
+    node = door.open({"outer": [outer, "r", 1, 1], "inner": [inner, "r", 1, 1]})
+    node.request("rpush", "l", *(str(n) for n in range(2_000)))
+    answers = []
+
+    def ask(number: int) -> None:
+        with client(node) as r:
+            answers.append(r.execute_command("outer", number))
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(3 * node.node.config.workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(int(answer[0]) for answer in answers) == list(range(len(threads)))
+    assert all(answer[1:] == [str(n) for n in range(2_000)] for answer in answers)
+
+
+def test_reads_of_a_replicated_handler_see_what_it_wrote(door):
+    def run(node, words):
+        node.data["l"] = ["a"]
+        first = node.request("lrange", "l", 0, -1)
+        node.data["l"].append("b")
+        return [*first, *node.request("show"), len(node.data), sorted(node.data), str(node.request("info"))]
+
+    def show(node, words):
+        return node.data["l"]
+
+    node = door.open({"run": [run, "we", 0, 0], "show": [show, "r", 0, 0]})
+    *found, info = node.request("run")
+    assert found == ["a", "a", "b", 1, ["l"]]
+    assert "cannot wait" in info
+    assert node.data["l"] == ["a", "b"]
+
+
+def test_a_reading_handler_that_asks_for_a_write_sees_it(door):
+    def take(node, words):
+        before = node.data.get("count", "0")
+        return [before, node.request("incr", "count"), node.data["count"], node.request("get", "count")]
+
+    node = door.open({"take": [take, "r", 0, 0]})
+    assert node.request("take") == ["0", 1, "1", "1"]
+    assert node.request("take") == ["1", 2, "2", "2"]
+
+
+def test_handlers_work_on_the_database_that_the_client_selected(door):
+    def put(node, words):
+        node.data[words[1]] = words[2]
+        return sorted(node.data)
+
+    node = door.open({"put": [put, "we", 2, 2]})
+    with redis.Redis(node.ip, node.port, db=3, decode_responses=True) as third:
+        assert third.execute_command("put", "a", "1") == ["a"]
+        assert third.get("a") == "1"
+    assert len(node.data) == 0
+    assert node.request("put", "b", "2") == ["b"]
+    assert dict(node.data) == {"b": "2"}
+
+
+def test_values_that_have_no_form_are_refused(door):
+    values = {"nested": {"a": ["b"]}, "listed": [["b"]], "none": None, "set": {"a"}, "fine": ("a", 1, 1.5)}
+
+    def put(node, words):
+        node.data["k"] = values[words[1]]
+
+    def grow(node, words):
+        node.data["fine"] = ["a"]
+        node.data["fine"].append({"b": "c"})
+
+    node = door.open({"put": [put, "we", 1, 1], "grow": [grow, "we", 0, 0]})
+    for name in ("nested", "listed", "none", "set"):
+        assert "has no form in the store" in str(node.request("put", name))
+    assert "a dict has no form" in str(node.request("grow"))
+    assert len(node.data) == 0
+    node.request("put", "fine")
+    assert node.data["k"] == ["a", "1", "1.5"]
+
+
+def test_what_is_put_into_the_queue_is_executed(door):
+    node = door.open()
+    waiting = [raft.Future(("incr", "n")) for _ in range(20)]
+    for future in waiting:
+        node.q_entry.put(future)
+    assert sorted(future.get(10) for future in waiting) == list(range(1, 21))
+
+
+def test_a_node_starts_again_after_its_shutdown(door):
+    node = door.open()
+    assert node.request("set", "k", "v") is True
+    node.shutdown()
+    node.join()
+    assert node.shutdown_flag
+    node.start()
+    wait_for("the node to lead", lambda: node.state == "l" and node.node.wait_ready(1))
+    assert node.data["k"] == "v"
+    assert node.request_async("get", "k").get(10) == "v"
+    assert not node.shutdown_flag
+
+
+def test_a_callback_or_a_handler_may_shut_the_node_down(door):
+    def on_leader(node):
+        if "stop" in node.data:
+            node.shutdown()
+
+    def leave(node, words):
+        threading.Thread(target=node.shutdown).start()
+        return True
+
+    node = door.open({"on_leader": on_leader, "leave": [leave, "r", 0, 0]})
+    node.request("set", "stop", "1")
+    with client(node) as r:
+        assert r.execute_command("leave")
+    node.join()
+    node.start()
+    node.join()
+    assert node.node.failure is None
 
 
 def test_checkpoint_and_load(door, tmp_path):

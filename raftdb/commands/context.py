@@ -114,7 +114,7 @@ class Paced:
 class Context:
     """Of one command on records. The same object serves all commands of an entry; a read makes its own."""
 
-    __slots__ = ("_random", "batch", "breathe", "clock_ms", "db", "index", "machine", "now", "seed", "txn")
+    __slots__ = ("_random", "batch", "breathe", "clock_ms", "closing", "db", "index", "machine", "now", "seed", "txn")
 
     def __init__(
         self,
@@ -136,6 +136,7 @@ class Context:
         self.seed = seed
         self.clock_ms = clock_ms
         self.breathe = breathe  # call once per record in loops
+        self.closing = False  # a SLOW read asks that its connection be closed behind the answer
         self._random: Random | None = None
 
     @property

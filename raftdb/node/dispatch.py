@@ -513,8 +513,8 @@ class Dispatch:
             started_s = clock.monotonic()
             try:
                 with self.machine.kv.view() as view:  # type: ignore[union-attr]
-                    clock_ms = self.driver.clock_for_reads()
-                    done = run.execute(self.machine, self.machine.context(view, 0, clock_ms, clock.Breather()))
+                    ctx = self.machine.context(view, 0, self.driver.clock_for_reads(), clock.Breather())
+                    done = run.execute(self.machine, ctx)
             except StampBehind as behind:
                 self.driver.reads.await_stamp(run, behind.due_ms)
                 return
@@ -524,6 +524,8 @@ class Dispatch:
                 log.exception("bug in a read")
                 run.fail(INTERNAL)
                 return
+            if ctx.closing:
+                run.conn.close_after_flush()
             if not done:
                 run.conn.loop.post(lambda: run.conn.context.stalled.append(run))
             self._note_slow(started_s, run)

@@ -61,6 +61,7 @@ STOP_DRAIN_S: Final = 5.0  # for commands that are under way when the node stops
 STOP_HAND_OVER_S: Final = 2.0  # for another member to take the lead
 CALLBACK_WAIT_S: Final = 2.0
 READY_POLL_S: Final = 0.01
+SETTLE_POLL_S: Final = 0.001
 
 _EVENTS: Final = {
     Role.LEADER: "on_leader",
@@ -81,6 +82,8 @@ class Node:
         self.role = Role.FOLLOWER
         self.leader: NodeRef | None = None
         self.term = 0
+        self.met_leader = False  # a leader was known at some time since the start
+        self._event_told = ""  # the newest of on_leader, on_follower, on_candidate
         self.events = Events(self)
         self.serving = False
         self.started_s = clock.monotonic()
@@ -353,13 +356,18 @@ class Node:
     # --- the driver tells -------------------------------------------------------------------------------------------
 
     def _role_changed(self, change: RoleChange) -> None:
-        """Driver: state first, then the callbacks."""
-        before = self.role
+        """Driver: state first, then the callbacks. A follower is one when it first knows whom it follows."""
+        before, leader_before = self.role, self.leader
         self.role, self.term, self.leader = change.role, change.term, change.leader
-        if change.role is not before:
-            reason = f" ({change.reason})" if change.reason else ""
-            log.info("%s in term %d%s", change.role.value, change.term, reason)
-            self.events.emit(_EVENTS[change.role])
+        self.met_leader = self.met_leader or change.leader is not None
+        if change.role is not before or change.leader not in (None, leader_before):
+            followed = f" of {change.leader.id}" if change.leader is not None and change.role is not Role.LEADER else ""
+            reason = f" ({change.reason})" if change.reason and change.role is not before else ""
+            log.info("%s%s in term %d%s", change.role.value, followed, change.term, reason)
+        event = _EVENTS[change.role]
+        if event != self._event_told and (self.met_leader or event != "on_follower"):
+            self._event_told = event
+            self.events.emit(event)
 
     def _snapshot_made(self, meta: SnapshotMeta) -> None:
         """Driver: a durable file that may be the base of the log."""
@@ -443,6 +451,18 @@ class Node:
             raise reply
         return reply if isinstance(reply, _PLAIN) else _plain(resp.encode(reply, 3))
 
+    def settle(self) -> None:
+        """Wait, for the leader wait at most, until this node has applied every write that execute() was answered for.
+
+        For reads that go to the store by themselves. Not from a command.
+        """
+        index = self._session.written_index
+        if self.driver.applied >= index:
+            return
+        end_s = clock.monotonic() + self.config.leader_wait_ms / 1000
+        while self.driver.applied < index and clock.monotonic() < end_s and not self._ended.wait(SETTLE_POLL_S):
+            pass
+
     @property
     def is_ready(self) -> bool:
         """This node takes commands: it has data, is let in, and knows a leader (or is one that has caught up)."""
@@ -486,6 +506,9 @@ class Call:
 
     def run(self) -> Run:
         return _CallRun(self, self.requests)
+
+    def close_after_flush(self) -> None:
+        """A handler would end its client's connection; there is none."""
 
     def finish(self, replies: Sequence[Any]) -> None:
         self._replies = replies
