@@ -53,7 +53,7 @@ log = logging.getLogger("raftdb.peers")
 ACCEPTS_PER_EVENT_MAX: Final = 16
 LIVES_MAX: Final = 1_024
 LOG_KEYS_MAX: Final = 256
-LOG_AGAIN_S: Final = 60.0
+LOG_AGAIN_S: Final = 3_600.0
 LOOK_UP_AGAIN_S: Final = 2.0
 #: A seed address that turned out to be this node is dialled again this late: addresses may move.
 MYSELF_AGAIN_S: Final = 30.0
@@ -517,7 +517,10 @@ class PeerNet:
                 f"{peer.id!r} was seen with {starts} starts and has {peer.starts} now: restored from a backup? use -o",
             )
         if peer.starts == starts and peer.life != life:
-            return Refusal(Reason.OLD_STARTS, f"two nodes run on copies of the data directory of {peer.id!r}")
+            return Refusal(
+                Reason.OLD_STARTS,
+                f"two copies of the data directory of {peer.id!r} were started: restored from a backup? use -o",
+            )
         return None
 
     def _one_too_many(self, link: Link) -> Refusal | None:
