@@ -80,11 +80,17 @@ class NodeProcess:
         self.log_path = directory.parent / f"{node_id}.log"
         self.paused = False
         self.wrapper: list[str] = []  # e.g. strace ... in front of the command line
+        #: What stands behind -i and -a, when that is not simply the id and the address; "" for the id: no -i at all.
+        self.typed_id: str | None = None
+        self.typed_address: str | None = None
 
     # --- the process
 
     def command(self, *extra: str) -> list[str]:
-        line = [*self.wrapper, sys.executable, "-m", "raftdb", "serve", "-i", self.id, "-a", f"{self.host}:{self.port}"]
+        line = [*self.wrapper, sys.executable, "-m", "raftdb", "serve"]
+        node_id = self.id if self.typed_id is None else self.typed_id
+        line += ["-i", node_id] if node_id else []
+        line += ["-a", self.typed_address or f"{self.host}:{self.port}"]
         if self.bind != self.host:
             line += ["--bind", self.bind]
         line += ["-d", str(self.directory)]
