@@ -56,8 +56,7 @@ def main() -> None:
     def start_watching(node: raft.RaftNode) -> None:
         threading.Thread(target=watch, args=(node, args.every, wake), daemon=True).start()
 
-    settings = {"data_dir": args.data_dir} if args.data_dir else {}
-    node = raft.RaftNode(args.nid, args.addr, args.ensemble_map, overwrite_peer=args.overwrite_peer, config=settings)
+    node = raft.make_default_node(args)
     node.worker.handler["touch_session"] = [touch_session(args.keep), "we", 1, 1]
     node.worker.handler["sessions"] = [sessions, "r", 0, 0]
     node.worker.handler["on_leader"] = start_watching

@@ -53,8 +53,7 @@ def main() -> None:
         print(f"node {node.nid} leads and checks", flush=True)
         threading.Thread(target=check_all, args=(node, args.every, wake), daemon=True).start()
 
-    settings = {"data_dir": args.data_dir} if args.data_dir else {}
-    node = raft.RaftNode(args.nid, args.addr, args.ensemble_map, overwrite_peer=args.overwrite_peer, config=settings)
+    node = raft.make_default_node(args)
     node.worker.handler["on_leader"] = start_checking
     node.worker.handler["on_shutdown"] = lambda _: wake.set()
     node.start()

@@ -64,6 +64,7 @@ REQUEST_THREADS: Final = 4
 PAGE_KEYS: Final = 500
 JOIN_POLL_S: Final = 0.2  # how soon a signal is seen
 EVENTS: Final = ("on_start", "on_shutdown", "on_leader", "on_follower", "on_candidate")
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error", "fatal")
 _BUILTIN: Final = builtin_table()  # what handlers and `data` build on, whatever the application replaces
 _STATES: Final = {Role.LEADER: "l", Role.FOLLOWER: "f", Role.LEARNER: "f", Role.CANDIDATE: "c"}
 
@@ -925,6 +926,9 @@ def parse_default_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     try:
         if args.addr.startswith(":"):
             args.addr = own_host() + args.addr
+        split_address(args.addr)
+        if args.loglevel.lower() not in _LOG_LEVELS:
+            raise UsageError(f"-loglevel {args.loglevel}: expected one of {', '.join(_LOG_LEVELS)}")
         set_up_logging(Config(log_level=args.loglevel.lower(), log_file=args.logfile or ""))
         args.ensemble_map = _ensemble(args.ensemble or "")
     except UsageError as error:
@@ -953,8 +957,8 @@ def make_default_node(args: argparse.Namespace | None = None) -> RaftNode:
     args = args or parse_default_args(argparse.ArgumentParser())
     settings = {"data_dir": args.data_dir} if args.data_dir else {}
     node = RaftNode(args.nid, args.addr, args.ensemble_map, overwrite_peer=args.overwrite_peer, config=settings)
-    if args.load is not None:
-        node.load(args.load)
+    if args.load is not None and not node.load(args.load):
+        raise RaftException(f"cannot load {args.load}: no such file")  # never begin empty in its place
     return node
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.server
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import redis
 
-from tests.e2e.processes import free_port, wait_for
+from tests.e2e.processes import wait_for
+from tests.sources import ROOT
 
-ROOT = Path(__file__).parents[2]
+from .programs import leader_of, programs
+
 EXAMPLES = ROOT / "examples"
 
 #: The forerunner's readme, as it stands but for the import (and a shorter sleep, so that the test need not wait).
@@ -63,60 +59,6 @@ node.join()
 """
 
 
-class Program:
-    """A program on a node's command line."""
-
-    def __init__(self, directory: Path, script: Path, number: int, ports: list[int], *more: str) -> None:
-        self.port = ports[number - 1]
-        self.output_path = directory / f"{number}.txt"
-        others = ",".join(f"{n}/127.0.0.1:{port}" for n, port in enumerate(ports, 1) if n != number)
-        self.command = [sys.executable, str(script), "-a", f"127.0.0.1:{self.port}", "-i", str(number)]
-        self.command += ["-d", str(directory / str(number)), *(["-e", others] if others else []), *more]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAFTDB_")} | {"PYTHONPATH": str(ROOT)}
-        with self.output_path.open("ab") as output:
-            self.process = subprocess.Popen(
-                self.command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=directory, env=environment
-            )
-
-    @property
-    def output(self) -> str:
-        return self.output_path.read_text(errors="replace")
-
-    def client(self) -> redis.Redis:
-        return redis.Redis("127.0.0.1", self.port, decode_responses=True, socket_timeout=10)
-
-    def answers(self) -> bool:
-        assert self.process.poll() is None, self.output
-        with contextlib.suppress(redis.RedisError, OSError), self.client() as r:
-            return bool(r.set("__probe", "1"))
-        return False
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def terminate(self) -> int:
-        self.process.terminate()
-        return self.process.wait(20)
-
-
-@contextlib.contextmanager
-def programs(directory: Path, script: Path, count: int, *more: str) -> Iterator[list[Program]]:
-    ports: list[int] = []
-    while len(ports) < count:
-        port = free_port(["127.0.0.1"])
-        if all(abs(port - other) > 1 for other in ports):
-            ports.append(port)
-    running = [Program(directory, script, n, ports, *more) for n in range(1, count + 1)]
-    try:
-        for program in running:
-            wait_for(f"{program.command} to accept writes", program.answers, 30)
-        yield running
-    finally:
-        for program in running:
-            program.kill()
-
-
 @pytest.fixture
 def site() -> Iterator[str]:
     """A web site that is up."""
@@ -125,15 +67,6 @@ def site() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_address[1]}/"
     server.shutdown()
     server.server_close()
-
-
-def leader_of(running: list[Program]) -> Program | None:
-    for program in running:
-        if program.process.poll() is None:
-            with contextlib.suppress(redis.RedisError, OSError), program.client() as r:
-                if r.info("raft")["raft_role"] == "leader":
-                    return program
-    return None
 
 
 def test_cas(tmp_path):
