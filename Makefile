@@ -82,7 +82,7 @@ check: lint types test ## all three
 docs: $(VENV)/.installed-dev ## rewrite the generated parts of docs/
 	$(PY) -m raftdb_tools.docs
 
-# --- long searches: hours, resumable, each writes its ledger under campaigns/ ------------------------------------------
+# --- long searches: hours, resumable, each adds to a ledger.jsonl beside its tests ------------------------------------------
 
 .PHONY: campaign-sim campaign-nemesis campaign-images campaign-differential campaign-fuzz
 campaign-sim: $(VENV)/.installed-dev ## the simulator until it is stopped; ARGS="--seconds 3600"

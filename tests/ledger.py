@@ -33,7 +33,7 @@ class Ledger:
         return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines() if line]
 
     def append(self, **facts: Any) -> None:
-        """`verdict` is among the facts: "clean", or what was found."""
+        """`verdict` is among the facts: "clean", or what was found. A person may add a `note` about it."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"when": when, "commit": self.commit, "code": self.code, **facts}) + "\n")
@@ -53,7 +53,7 @@ class Ledger:
     def summary(self, counted: str) -> str:
         rows = self.rows()
         ever = sum(int(row.get(counted, 0)) for row in rows)
-        found = sum(row["verdict"] != CLEAN for row in rows)
+        found = sum(row["verdict"] != CLEAN and "note" not in row for row in rows)
         return f"{counted}: {self.total(counted):,} on this code, {ever:,} in all; {found} runs with findings"
 
 

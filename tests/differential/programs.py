@@ -101,6 +101,8 @@ class Generator:
         chance = self.random.random()
         if TIMED.intersection(word.upper() for word in words) and chance < 0.9:
             chance = 0.0  # no other damage: it might make a time that is near
+        if not set(DECIMAL_KEYS).isdisjoint(words[1:3]):
+            chance *= 0.6  # nor a large number
         if chance < 0.3 and at:
             return words[:at] + words[at + 1 :]
         if chance < 0.6:
@@ -158,8 +160,7 @@ class Generator:
 
     def decimal_key(self) -> bytes:
         """Keys of their own: beside a large number the digits of the two servers differ, which is wanted."""
-        kinds = (b"d", b"d", b"d", b"d", b"h", b"l")
-        return b"%b%d" % (self.pick(kinds), self.random.randint(0, 2))
+        return self.pick(DECIMAL_KEYS)
 
     def word(self) -> bytes:
         return self.pick((self.key, self.value, self.number, self.option))()
@@ -187,6 +188,7 @@ class Generator:
 TIMED = frozenset(
     (*(b"EX", b"PX", b"EXAT", b"PXAT", b"SETEX", b"PSETEX"), *(b"EXPIRE", b"PEXPIRE", b"EXPIREAT", b"PEXPIREAT"))
 )
+DECIMAL_KEYS = (b"d0", b"d1", b"d2")
 EDGES = (
     *(b"9223372036854775807", b"9223372036854775806", b"-9223372036854775808", b"-9223372036854775807"),
     *(b"9223372036854775808", b"-9223372036854775809", b"99999999999999999999", b"1e3", b"1_0", b"", b"-", b"1.5"),
@@ -324,8 +326,9 @@ STRINGS: dict[str, Draw] = {
     "INCR": lambda g: [g.pick((b"INCR", b"DECR")), g.string()],
     "INCRBY": lambda g: [g.pick((b"INCRBY", b"DECRBY")), g.string(), g.number()],
     "INCRBYFLOAT": lambda g: [b"INCRBYFLOAT", g.decimal_key(), g.decimal()],
-    "SETFLOAT": lambda g: [b"SET", b"d%d" % g.random.randint(0, 2), g.decimal()],
-    "GETFLOAT": lambda g: [b"GET", b"d%d" % g.random.randint(0, 2)],
+    "SETFLOAT": lambda g: [b"SET", g.decimal_key(), g.decimal()],
+    "GETFLOAT": lambda g: [b"GET", g.decimal_key()],
+    "NOFLOAT": lambda g: [g.pick((b"RPUSH", b"DEL")), g.decimal_key(), *g.maybe(b"0.5")],
 }
 KEYS: dict[str, Draw] = {
     "DEL": lambda g: [g.pick((b"DEL", b"UNLINK")), *g.many(g.key, 3)],
@@ -366,7 +369,7 @@ HASHES: dict[str, Draw] = {
     "HSTRLEN": lambda g: [b"HSTRLEN", g.hash(), g.field()],
     "HGETALL": lambda g: [g.pick((b"HGETALL", b"HKEYS", b"HVALS")), g.hash()],
     "HINCRBY": lambda g: [b"HINCRBY", g.hash(), g.field(), g.number()],
-    "HINCRBYFLOAT": lambda g: [b"HINCRBYFLOAT", g.hash(), b"d%d" % g.random.randint(0, 2), g.decimal()],
+    "HINCRBYFLOAT": lambda g: [b"HINCRBYFLOAT", g.hash(), g.decimal_key(), g.decimal()],
     "HSCAN": lambda g: [b"HSCAN", g.hash(), b"0", *_scan_options(g)],
     "HSCAN?": lambda g: [b"HSCAN", g.hash(), g.pick((b"0", b"x")), g.option(), g.number()],
     "HRANDFIELD": lambda g: [
