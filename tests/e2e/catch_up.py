@@ -148,6 +148,10 @@ class Pour:
                     stop.wait(pause_s)
         return self.done
 
+    def go_on(self, stop: threading.Event) -> None:
+        """Until told to stop, leaving the nodes some time for other things."""
+        self.go(1 << 62, stop, pause_s=0.02)
+
 
 def flags_of(part: str, writes: int) -> list[str]:
     """How much log stays: everything, or so little that the follower needs a file."""
@@ -190,7 +194,7 @@ def catch_up(directory: Path, part: str, writes: int) -> Outcome:
         away.start()
         away.wait_serving(60)
         started = time.monotonic()
-        with background(lambda stop: pour.go(1 << 62, stop, pause_s=0.02)):  # type: ignore[arg-type, return-value]
+        with background(pour.go_on):
             memory.start()
             wait_until_level(leader, away)
             seconds = time.monotonic() - started
