@@ -383,6 +383,8 @@ class Dispatch:
         return True
 
     def _local(self, conn: Connection, row: Command, argv: list[bytes]) -> bool:
+        if self.driver is not None and conn.loop is self.driver.loop:
+            self.driver.applier.show()  # it may look at the data by itself
         if row.flags & (SLOW | BLOCKING):
             return self._on_worker(conn, lambda: self._run_local(conn, row, argv))
         mode = conn.session.reply_mode

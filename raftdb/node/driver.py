@@ -29,17 +29,17 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import lmdb
 
 from raftdb import clock
 from raftdb.config import MIB
-from raftdb.consensus import membership
 from raftdb.consensus.core import Busy, NotLeader
 from raftdb.consensus.lease import Lease
 from raftdb.consensus.stamp import StampClock
 from raftdb.errors import Bug, DiskFull, EntryDamaged, RaftdbError, StorageError
+from raftdb.node.applier import DISK_RETRY_S, Applier
 from raftdb.node.pending import LEADERSHIP_LOST, NO_LEADER, STOPPING, TOO_BUSY, Batch, Pending, Ticket
 from raftdb.types import Entry, Kind, Persist, Proposal, Role, SnapshotMeta
 
@@ -68,9 +68,6 @@ RECENT_ENTRIES_MAX: Final = 100_000
 RECENT_BYTES_MAX: Final = 64 * MIB
 ENTRY_COMMANDS_MAX: Final = 20_000
 WAITING_BYTES_MAX: Final = 64 * MIB  # of commands that wait for their entry, or for a leader
-APPLY_ENTRIES_MAX: Final = 256  # entries applied in one transaction of the data
-APPLY_BYTES_MAX: Final = 16 * MIB
-DISK_RETRY_S: Final = 1.0
 HOUSEKEEPING_S: Final = 0.5  # snapshot triggers and trimming
 DRAIN_POLL_S: Final = 0.005
 GOODBYE_S: Final = 2.0  # for replies that are still to be sent when the node stops
@@ -126,8 +123,6 @@ class Driver:
         self._next_tick_s = 0.0
         self._next_control_s = 0.0
         self._next_housekeeping_s = 0.0
-        self._no_room_until_s = 0.0
-        self._applying = False
         self._led_in_need = False
         self._leader_seen_s = 0.0
         self._waiting_bytes = 0
@@ -137,6 +132,7 @@ class Driver:
         self._recent_bytes = 0
         self._stamps = StampClock(self.log.stamp(self.log.last), _mono_ms())
         self.lease = Lease(config.lease_ms, config.election_ms, config.tick_ms)
+        self.applier = Applier(self)
         self._on_end: Callable[[], None] = _nothing
         self.thread: threading.Thread | None = None
 
@@ -249,7 +245,10 @@ class Driver:
         if now_s >= self._next_tick_s:
             self._tick(now_s)
         self._propose(now_s)
+        executed = self.applier.executed
         self._settle()
+        if self.applier.open and self.applier.executed == executed:
+            self.applier.show()  # nobody writes just now
         if self.peers is not None:
             self.peers.flush()  # forwards and their replies: without this they would lie there until the next tick
         self.server.wake()
@@ -258,7 +257,10 @@ class Driver:
 
     def _patience_s(self) -> float:
         """How long the next poll may wait."""
-        if self.inbox or self.commit > self.applied:
+        applier = self.applier
+        if self.inbox or applier.open:
+            return 0.0
+        if self.commit > applier.executed and applier.can_run() and not self.installer.busy:
             return 0.0
         return max(0.0, self._next_tick_s - clock.monotonic())
 
@@ -267,12 +269,12 @@ class Driver:
         self._next_tick_s = max(self._next_tick_s + self.config.tick_ms / 1000, now_s + self.config.tick_ms / 2000)
         self.core.tick()
         self.peers.tick()
-        self.core.fit = self.clock_fit and not self._no_room_until_s and self._room_to_lead(now_s)
+        self.core.fit = self.clock_fit and self.applier.has_room and self._room_to_lead(now_s)
         self.pending.expire(now_s - self.config.request_timeout_ms / 1000)
         self._expire_waiting(now_s - self.config.leader_wait_ms / 1000)
         self.reads.expire(now_s - self.config.request_timeout_ms / 1000)
         self.dispatch.tick(now_s)
-        if not self._applying:
+        if not self.applier.running:
             self._keep_time()
         if now_s >= self._next_housekeeping_s:
             self._next_housekeeping_s = now_s + HOUSEKEEPING_S
@@ -427,8 +429,8 @@ class Driver:
         """Everything that the core wants done, until it wants nothing more."""
         while True:
             moved = self._drain_core()
-            if self.commit > self.applied and not self._applying and not self.installer.busy:
-                moved = self._apply() or moved
+            if self.commit > self.applier.executed and self.applier.can_run() and not self.installer.busy:
+                moved = self.applier.run() or moved
             if not moved:
                 return
 
@@ -470,6 +472,8 @@ class Driver:
         start_s = clock.monotonic()
         if start_s < self._log_room_s:
             return False
+        if persist.install is not None:
+            self.applier.show()
         self.loop.leave()
         try:
             self.log.commit(persist)
@@ -490,9 +494,9 @@ class Driver:
         recent = self.recent
         if persist.truncate_from is not None:
             for index in [index for index in recent if index >= persist.truncate_from]:
-                self._forget(index)
+                self.forget(index)
         for entry in persist.entries:
-            self._forget(entry.index)
+            self.forget(entry.index)
             self.log_bytes_since_snapshot += len(entry.payload)
             if len(recent) < RECENT_ENTRIES_MAX and self._recent_bytes < RECENT_BYTES_MAX:
                 recent[entry.index] = entry
@@ -500,7 +504,7 @@ class Driver:
         if persist.entries:
             self._stamps.observe(persist.entries[-1].stamp, _mono_ms())
 
-    def _forget(self, index: int) -> Entry | None:
+    def forget(self, index: int) -> Entry | None:
         entry = self.recent.pop(index, None)
         if entry is not None:
             self._recent_bytes -= len(entry.payload)
@@ -532,87 +536,13 @@ class Driver:
             self.lease.end()
         self.on_role(change)
 
-    # --- applying ---------------------------------------------------------------------------------------------------
+    # --- long work --------------------------------------------------------------------------------------------------
 
-    def _apply(self) -> bool:
-        """Apply what is committed, a bounded part of it in one transaction. False when there is no room for it."""
-        if self._no_room_until_s and clock.monotonic() < self._no_room_until_s:
-            return False
-        self._applying = True
-        try:
-            self._apply_some()
-        except DiskFull as error:
-            self._no_room(error)
-            return False
-        except EntryDamaged as error:
-            self._damaged(error)
-            return False
-        finally:
-            self._applying = False
-        return True
-
-    def _apply_some(self) -> None:
-        batch = self.kv.batch()
-        answers: list[tuple[Batch, list[Any], int]] = []
-        index, size_bytes, members = self.applied, 0, None
-        entry: Entry | None = None
+    def begin_long_work(self) -> None:
+        """Commands are executed now, and call breathe()."""
         self._next_control_s = clock.monotonic() + CONTROL_TURN_S
-        try:
-            while index < self.commit and index - self.applied < APPLY_ENTRIES_MAX and size_bytes < APPLY_BYTES_MAX:
-                entry = self._entry(index + 1)
-                mine = self.pending.get(entry.index, entry.term)
-                replies = self._apply_entry(entry, mine, batch)
-                if mine is not None:
-                    answers.append((mine, replies, entry.index))
-                if entry.kind == Kind.MEMBERSHIP:
-                    members = membership.decode(entry.payload, entry.index)
-                index, size_bytes = entry.index, size_bytes + len(entry.payload)
-            assert entry is not None
-            batch.commit(index, entry.term, entry.stamp, entry.chain, members)
-        except BaseException:
-            batch.abort()
-            raise
-        self._applied(index, size_bytes, answers)
 
-    def _entry(self, index: int) -> Entry:
-        entry = self.recent.get(index)
-        if entry is None or entry.term != self.log.term(index):
-            entry = self.log.entries(index, index, 1)[0]
-        return entry
-
-    def _apply_entry(self, entry: Entry, mine: Batch | None, batch: Any) -> list[Any]:
-        """Every kind goes through the machine: keys fall due by the stamp of any entry."""
-        items = mine.items if mine is not None else None
-        return self.machine.apply(entry, items, batch, self._breathe)
-
-    def _applied(self, index: int, size_bytes: int, answers: list[tuple[Batch, list[Any], int]]) -> None:
-        """The data of entries up to `index` is committed: now it may be told."""
-        first, self.applied = self.applied + 1, index
-        for batch, replies, at in answers:
-            start = 0
-            for ticket in batch.tickets:
-                stop = start + len(ticket.items)
-                ticket.answer(replies[start:stop], at)
-                start = stop
-        for at in range(first, index + 1):
-            entry = self._forget(at)
-            self.pending.settled(at, entry.term if entry is not None else self.log.term(at))
-        self.core.applied_to(index)
-        self.housekeeper.wrote(size_bytes)
-        if self._no_room_until_s:
-            self._no_room_until_s = 0.0
-            log.warning("there is room for the data again")
-        self.reads.at_once = self._leads_alone()
-        self.reads.applied(index)
-
-    def _leads_alone(self) -> bool:
-        """Then this node is its own quorum, and what it has applied is all that was ever acknowledged."""
-        if self.core.role is not Role.LEADER or not 0 < self.core.noop_index <= self.applied:
-            return False
-        voters = self.log.membership.voters
-        return len(voters) == 1 and voters[0].ref == self.core.me
-
-    def _breathe(self) -> None:
+    def breathe(self) -> None:
         """Called by commands every 1,000 records: let the other threads run, and the peers in when it takes long."""
         now_s = clock.monotonic()
         if now_s < self._next_control_s:
@@ -621,27 +551,20 @@ class Driver:
         self._next_control_s = clock.monotonic() + CONTROL_TURN_S
 
     def _control_turn(self, now_s: float) -> None:
-        """Heartbeats, votes, ticks; no proposals, no apply (`_applying` is set)."""
+        """Heartbeats, votes, ticks; no proposals, no apply (`applier.running`)."""
         self.turn_started_s = now_s
         self.loop.poll_registered()
         if now_s >= self._next_tick_s:
             self._tick(now_s)
         self._drain_core()
 
-    def _damaged(self, error: EntryDamaged) -> None:
+    def damaged(self, error: EntryDamaged) -> None:
         """A member waits until the leader has sent the entry again; who has nobody to ask stops."""
         if self.core.is_sole_voter():
             raise error
         log.error("%s: asking the other members for it", error)
         self.core.quarantine(error.index)
         self.commit = min(self.commit, error.index - 1)
-
-    def _no_room(self, error: DiskFull) -> None:
-        """The data has no room. Committed entries stay in the log; apply is tried again in a second."""
-        if not self._no_room_until_s:
-            log.error("no room for the data, applying waits: %s", error)
-            self.core.step_down("no room on the disk")
-        self._no_room_until_s = clock.monotonic() + DISK_RETRY_S
 
     def _no_room_for_log(self, ready: Ready, error: DiskFull) -> None:
         """Nothing was written. The reserve is given back to the file system, and it is tried again."""
@@ -655,8 +578,9 @@ class Driver:
         """A leader's snapshot is the data now."""
         self.kv = self.machine.kv = self.data.kv
         for index in [index for index in self.recent if index <= self.kv.applied]:
-            self._forget(index)
+            self.forget(index)
         self.applied = self.kv.applied
+        self.applier.switched()
         self.commit = max(self.commit, self.applied)
         self.pending.skipped(self.applied)
         self.log_bytes_since_snapshot = self._log_bytes()
@@ -672,6 +596,7 @@ class Driver:
             self.waiting.append(self.inbox.popleft())
         while self.waiting:
             self.waiting.popleft().fail(STOPPING)
+        self._close_data()
         self.pending.fail_all(LEADERSHIP_LOST)
         self.reads.fail_all()
         self.peers.forwarding.fail_all()
@@ -679,6 +604,15 @@ class Driver:
         self._see_clients_off()
         self.stopped.set()
         self._on_end()
+
+    def _close_data(self) -> None:
+        """No transaction stays open. What is executed and not shown is in the log."""
+        try:
+            if self.failure is None:
+                self.applier.show()
+            self.applier.abandon()
+        except FATAL as error:
+            self.fail(error)
 
     def _see_clients_off(self) -> None:
         """Every client gets what it is owed, and is then told goodbye; those that do not read are left behind."""

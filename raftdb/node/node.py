@@ -86,6 +86,7 @@ class Node:
         self._event_told = ""  # the newest of on_leader, on_follower, on_candidate
         self.events = Events(self)
         self.serving = False
+        self.alone_in_process = False  # nobody but clients looks at the data: see applier.py
         self.started_s = clock.monotonic()
         self.driver: Driver = None  # type: ignore[assignment]  # these while there is no data
         self.data: DataDir = None  # type: ignore[assignment]
@@ -187,6 +188,7 @@ class Node:
         driver = Driver(
             config, data, self.core, self.machine, self.server, self.dispatch, self.housekeeper, self._role_changed
         )
+        driver.applier.deferring = self.alone_in_process and not config.io_threads
         driver.reads = Reads(driver, self.dispatch)
         driver.peers = self.peering
         driver.snapshotter = self.snapshotter = Snapshotter(config, data, driver.call, self._snapshot_made, self._fail)

@@ -57,6 +57,8 @@ class Reads:
 
     def take(self, loop: Loop, runs: list[Run]) -> None:
         """Runs of one turn of `loop`, in its thread: answer what may be answered now, ask for the others."""
+        if self._driver.applier.open and threading.current_thread() is self._driver.thread:
+            self._driver.applier.show()
         if self.at_once and self._dispatch.serve(runs, self._alone):
             return
         now: list[Run] = []
@@ -77,11 +79,15 @@ class Reads:
         if not self.at_once:
             return False
         driver = self._driver
+        if view_applied < driver.applier.executed:
+            return False  # something is answered that this view has not
         return len(driver.log.membership.members) == 1 or view_applied >= driver.core.read_floor
 
     def _leased(self, view_applied: int) -> bool:
         """Whether the lease covers an answer from this view: asked *after* it was opened (lease.py, holes 1, 6, 7)."""
         driver = self._driver
+        if view_applied < driver.applier.executed:
+            return False
         return driver.lease.holds_for(view_applied, driver.core.read_floor, int(clock.boottime() * 1000))
 
     def lease_holds(self) -> bool:
@@ -135,11 +141,17 @@ class Reads:
             self._when_applied(max(index, *(run.conn.session.written_index for run in runs)), loop, runs)
 
     def _when_applied(self, index: int, loop: Loop, runs: Sequence[Run]) -> None:
+        if self._driver.applied < index <= self._driver.applier.executed:
+            self._driver.applier.show()
         if index <= self._driver.applied:
             self._serve(loop, runs)
         else:
             self._next_id += 1
             heapq.heappush(self._waiting, (index, self._next_id, loop, runs))
+
+    def waits_for(self, index: int) -> bool:
+        """Does a read wait for entries up to `index` to be applied here?"""
+        return bool(self._waiting) and self._waiting[0][0] <= index
 
     def applied(self, index: int) -> None:
         """Everything up to `index` is applied here."""

@@ -33,12 +33,15 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
     """start_node(node_id, **settings) -> a running node; all are stopped at the end."""
     nodes: list[Node] = []
 
-    def start(node_id: str = "n1", *, commands: Any = (), ready: bool = True, **settings: Any) -> Node:
+    def start(
+        node_id: str = "n1", *, commands: Any = (), ready: bool = True, alone: bool = False, **settings: Any
+    ) -> Node:
         settings.setdefault("address", "127.0.0.1:0")
         settings.setdefault("data_dir", str(tmp_path / node_id))
         settings.setdefault("min_free_bytes", 0)
         settings.setdefault("map_size_bytes", 256 * MIB)
         node = Node(Config(node_id=node_id, **settings), commands=commands)
+        node.alone_in_process = alone  # as `raftdb serve` says
         node.start()
         nodes.append(node)
         if ready:
