@@ -154,12 +154,14 @@ def scan_match(options: dict[str, Any]) -> Match | None:
 
 def cursor_of(token: bytes) -> int:
     """A cursor as clients send it back. Raises CommandError."""
+    token = token.partition(b"\0")[0]  # as strtoul reads it, here and below
     if not token:
-        return 0  # as strtoul reads it, here and below
+        return 0
     digits = token[1:] if token[0] in b"+-" else token
-    if not digits.isdigit() or len(digits) > 20 or int(digits) >= 1 << 64:
+    significant = digits.lstrip(b"0") or b"0"
+    if not digits.isdigit() or len(significant) > 20 or int(significant) >= 1 << 64:
         raise CommandError(BAD_CURSOR)
-    return int(token) % (1 << 64)
+    return (-int(significant) if token[0] == ord("-") else int(significant)) % (1 << 64)
 
 
 class Cursor(Word):

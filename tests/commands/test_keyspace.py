@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftdb.commands.context import Random
+from raftdb.commands.keyspace import cursor_of
 from raftdb.commands.strings import add_decimals, decimal_of
 from raftdb.errors import CommandError
 
@@ -69,6 +70,30 @@ def test_a_hash_is_scanned_by_count_whatever_its_size_is(replica):
     assert (len(rows), cursor != b"0") == (20, True)
     rows = scan(replica, "HSCAN", "h", 0, "COUNT", 4, "MATCH", "f1*", at=2)
     assert sorted(rows[::2]) == sorted(b"f%d" % n for n in range(30) if str(n).startswith("1"))
+
+
+@pytest.mark.parametrize(
+    ("token", "cursor"),
+    [
+        *(
+            (b"0", 0),
+            (b"", 0),
+            (b"\x00\xff\r\n", 0),
+            (b"7\x00junk", 7),
+            (b"+7", 7),
+            (b"000000000000000000000000007", 7),
+        ),
+        *((b"-1", 2**64 - 1), (b"-00", 0), (b"18446744073709551615", 2**64 - 1)),
+        *((b"18446744073709551616", None), (b"x", None), (b"7x", None), (b" 7", None), (b"-", None), (b"+\x00", None)),
+    ],
+)
+def test_cursors_are_read_as_redis_reads_them(token, cursor):
+    """That is, by strtoul: a C string, an optional sign, decimal digits and nothing else."""
+    if cursor is not None:
+        assert cursor_of(token) == cursor
+        return
+    with pytest.raises(CommandError, match="invalid cursor"):
+        cursor_of(token)
 
 
 # --- chance -----------------------------------------------------------------------------------------------------------

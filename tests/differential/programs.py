@@ -188,6 +188,7 @@ class Generator:
 TIMED = frozenset(
     (*(b"EX", b"PX", b"EXAT", b"PXAT", b"SETEX", b"PSETEX"), *(b"EXPIRE", b"PEXPIRE", b"EXPIREAT", b"PEXPIREAT"))
 )
+CURSORS = (b"0", b"0", b"x", b"1.5", b"", b"\x00x", b"7\x00", b"+7", b" 7", b"-", b"0" * 30, b"18446744073709551616")
 DECIMAL_KEYS = (b"d0", b"d1", b"d2")
 EDGES = (
     *(b"9223372036854775807", b"9223372036854775806", b"-9223372036854775808", b"-9223372036854775807"),
@@ -340,7 +341,7 @@ KEYS: dict[str, Draw] = {
         *_scan_options(g),
         *g.maybe(b"TYPE", g.pick((b"string", b"hash", b"LIST", b"nosuch")), chance=0.3),
     ],
-    "SCAN?": lambda g: [b"SCAN", g.pick((b"x", b"0", b"1.5", b"")), g.option(), g.number()],
+    "SCAN?": lambda g: [b"SCAN", g.pick(CURSORS), g.option(), g.number()],
     "RANDOMKEY": lambda g: [b"RANDOMKEY"],
     "RENAME": lambda g: [g.pick((b"RENAME", b"RENAMENX")), g.key(), g.key()],
     "COPY": lambda g: [
@@ -371,7 +372,7 @@ HASHES: dict[str, Draw] = {
     "HINCRBY": lambda g: [b"HINCRBY", g.hash(), g.field(), g.number()],
     "HINCRBYFLOAT": lambda g: [b"HINCRBYFLOAT", g.hash(), g.decimal_key(), g.decimal()],
     "HSCAN": lambda g: [b"HSCAN", g.hash(), b"0", *_scan_options(g)],
-    "HSCAN?": lambda g: [b"HSCAN", g.hash(), g.pick((b"0", b"x")), g.option(), g.number()],
+    "HSCAN?": lambda g: [b"HSCAN", g.hash(), g.pick(CURSORS), g.option(), g.number()],
     "HRANDFIELD": lambda g: [
         *(b"HRANDFIELD", g.hash()),
         *g.maybe(_drawn(g), *g.maybe(b"WITHVALUES", chance=0.4), chance=0.7),

@@ -31,6 +31,22 @@ def test_a_program_depends_on_its_seed_alone():
     assert Generator(5).program() != Generator(6).program()
 
 
+#: Programs that once showed a difference, one line per command of the first client.
+MENDED = [[rb"HSCAN h \x00\xff MATCH *", rb"SCAN 7\x00junk", rb"SCAN 00000000000000000000000000"]]
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("lines", MENDED)
+def test_what_once_differed_is_the_same(require, lines, protocol):
+    duel = Duel(require("redis-server"), RaftdbPlayer())
+    words = [[word.decode("unicode_escape").encode("latin-1") for word in line.split()] for line in lines]
+    try:
+        found = duel.play(Program(protocol, tuple(Step(0, tuple(argv)) for argv in words)))
+    finally:
+        duel.close()
+    assert found is None, found
+
+
 def test_a_difference_is_found_and_shrunk(require, monkeypatch):
     """The comparison can fail: a raftdb whose APPEND forgets a byte is found out by a short program."""
     ours = RaftdbPlayer()
