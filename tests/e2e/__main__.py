@@ -65,8 +65,8 @@ def main() -> None:
 
 @main.command("list")
 def show() -> None:
-    for name, (faults, nodes, flags) in FAULT_SETS.items():
-        click.echo(f"{name:24} {nodes} nodes  {faults.__name__} {' '.join(flags)}")
+    for name, (faults, nodes, flags, churn) in FAULT_SETS.items():
+        click.echo(f"{name:24} {nodes}{'+1' if churn else '  '} nodes  {faults.__name__} {' '.join(flags)}")
 
 
 @main.command()
@@ -78,7 +78,7 @@ def ci(minutes: float, seed: int | None) -> None:
     number = int(commit(), 16) if seed is None and commit() != "unknown" else (seed or 0)
     names = list(FAULT_SETS)
     start = number % len(names)
-    chosen = [names[(start + 4 * n) % len(names)] for n in range(CI_RUNS)]
+    chosen = [names[(start + len(names) * n // CI_RUNS) % len(names)] for n in range(CI_RUNS)]
     reports: list[Report] = []
     for name in chosen:
         if reports and time.monotonic() + 2.5 * CI_SECONDS > deadline:

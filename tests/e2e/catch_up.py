@@ -36,6 +36,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import redis
+
 from tests.e2e.processes import LocalCluster, NodeProcess, background, wait_for
 
 LEDGER = Path(__file__).with_name("catch-up.jsonl")
@@ -121,18 +123,34 @@ class Outcome(NamedTuple):
 # --- a follower that was away ---
 
 
-def pour(node: NodeProcess, writes: int, stop: threading.Event | None = None, pause_s: float = 0.0) -> int:
-    """Pipelines of SETs over KEYS keys; how many were acknowledged."""
-    done = 0
-    with node.client(timeout_s=60) as client:
-        while done < writes and not (stop is not None and stop.is_set()):
-            pipe = client.pipeline(transaction=False)
-            for number in range(done, min(done + PIPELINE, writes)):
-                pipe.set(f"key:{number * 7919 % KEYS:06d}", VALUE)
-            done += len(pipe.execute())
-            if pause_s and stop is not None:
-                stop.wait(pause_s)
-    return done
+class Pour:
+    """Pipelines of SETs over KEYS keys, without an end; a slow disk may leave some of them unanswered in time."""
+
+    def __init__(self, node: NodeProcess) -> None:
+        self.node = node
+        self.sent = self.done = self.unknown = 0
+
+    def go(self, writes: int, stop: threading.Event | None = None, pause_s: float = 0.0) -> int:
+        """So many acknowledged writes more, or until told to stop; how many were acknowledged in all."""
+        goal = self.done + writes
+        with self.node.client(timeout_s=60) as client:
+            while self.done < goal and not (stop is not None and stop.is_set()):
+                pipe = client.pipeline(transaction=False)
+                for number in range(self.sent, self.sent + PIPELINE):
+                    pipe.set(f"key:{number * 7919 % KEYS:06d}", VALUE)
+                self.sent += PIPELINE
+                for reply in pipe.execute(raise_on_error=False):
+                    unknown = isinstance(reply, redis.ResponseError) and str(reply).startswith("UNCERTAIN")
+                    assert reply is True or unknown, repr(reply)
+                    self.done += reply is True
+                    self.unknown += unknown
+                if pause_s and stop is not None:
+                    stop.wait(pause_s)
+        return self.done
+
+    def go_on(self, stop: threading.Event) -> None:
+        """Until told to stop, leaving the nodes some time for other things."""
+        self.go(1 << 62, stop, pause_s=0.02)
 
 
 def flags_of(part: str, writes: int) -> list[str]:
@@ -166,35 +184,30 @@ def catch_up(directory: Path, part: str, writes: int) -> Outcome:
         away = cluster.followers()[0]
         applied = int((away.info() or {})["raft_applied_index"])
         away.kill()
-        done = pour(leader, writes)
+        pour = Pour(leader)
+        done = pour.go(writes)
         if part == "snapshot":
             trim(leader, applied)
         else:
             assert first_index(leader) <= applied + 1, "the log was trimmed"
-        meanwhile = [0]
-
-        def go_on(stop: threading.Event) -> None:
-            while not stop.is_set():
-                meanwhile[0] += pour(leader, 20_000, stop, pause_s=0.02)
-
         memory = Memory(cluster.nodes)
         away.start()
         away.wait_serving(60)
         started = time.monotonic()
-        with background(go_on):
+        with background(pour.go_on):
             memory.start()
             wait_until_level(leader, away)
             seconds = time.monotonic() - started
         growth = memory.stop()
         cluster.wait_equal(120)
-        assert cluster.wait_leader() is leader, "leadership moved while the follower caught up"
+        assert cluster.wait_leader() is leader, f"leadership moved while the follower caught up:\n{cluster.logs()}"
         return Outcome(
             part,
-            done + meanwhile[0],
+            pour.done,
             round(seconds, 1),
-            meanwhile[0],
+            pour.done - done,
             0,
-            0,
+            pour.unknown,
             {node: kib // 1024 for node, kib in memory.most.items()},
             growth,
             leader.id,

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import redis
 
+from tests.e2e.churn import Churn
 from tests.e2e.network import Network
 from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
 from tests.e2e.workload import Workload
@@ -58,8 +59,10 @@ class Run:
         self.over.wait(self.rng.uniform(least_s, most_s))
 
     def leader(self) -> NodeProcess:
-        """Who leads now; while nobody does, any living node."""
-        return self.cluster.leader() or self.rng.choice([n for n in self.cluster.nodes if n.alive])
+        """Who leads now; while nobody does (or a node that comes and goes), any living node."""
+        leader = self.cluster.leader()
+        nodes = self.cluster.nodes
+        return leader if leader in nodes else self.rng.choice([n for n in nodes if n.alive])  # type: ignore[return-value]
 
     def follower(self) -> NodeProcess:
         leader = self.cluster.leader()
@@ -318,8 +321,17 @@ SIMPLE: Sequence[FaultSet] = (
     transfer,
 )
 
-#: name -> (fault set, number of nodes, flags for `raftdb serve`)
-FAULT_SETS: dict[str, tuple[FaultSet, int, tuple[str, ...]]] = {
+
+class Set(NamedTuple):
+    """One row of the table of fault sets."""
+
+    faults: FaultSet
+    nodes: int
+    flags: tuple[str, ...]  # for `raftdb serve`
+    churn: bool = False  # a further node is added and removed all the time
+
+
+_TABLE: dict[str, tuple[FaultSet, int, tuple[str, ...]]] = {
     "kill-leader": (kill_leader, 3, ()),
     "kill-follower": (kill_follower, 3, ()),
     "kill-majority": (kill_majority, 3, ()),
@@ -350,25 +362,40 @@ FAULT_SETS: dict[str, tuple[FaultSet, int, tuple[str, ...]]] = {
     "everything": (anything, 3, ("--snapshot-entries", "100", "--snapshot-log-bytes", "4096", "--keep-entries", "20")),
 }
 
+#: While a further node joins and leaves, again and again.
+_WITH_CHURN = ("kill-leader", "kill-follower", "kill-all", "pause-leader", "isolate-leader", "one-way", "flapping")
+
+FAULT_SETS: dict[str, Set] = {name: Set(*row) for name, row in _TABLE.items()}
+FAULT_SETS |= {f"members-{name}": Set(*_TABLE[name], churn=True) for name in _WITH_CHURN}
+FAULT_SETS["members-bridge"] = Set(bridge, 3, (), churn=True)
+
 
 # --- the run ---
 
 
 def run_faults(name: str, directory: Path, seconds: float, seed: int, clients: int = 6) -> Report:
     """One run; the report says "clean" or what was wrong, and the logs stay in `directory` in that case."""
-    faults, nodes, flags = FAULT_SETS[name]
+    faults, nodes, flags, churning = FAULT_SETS[name]
     started = time.monotonic()
     workload: Workload | None = None
     run: Run | None = None
     verdict = "clean"
     try:
-        with LocalCluster(directory, nodes, flags=flags, proxied=True) as cluster, Network(cluster) as network:
+        with (
+            LocalCluster(directory, nodes, flags=flags, proxied=True, spare=int(churning)) as cluster,
+            Network(cluster) as network,
+        ):
             cluster.start()
             run = Run(cluster, network, random.Random(f"{name}/{seed}"))
             workload = Workload(cluster.nodes, clients, seed).start()
             _warm_up(workload)
+            churn = Churn(cluster, seed) if churning else None
+            if churn is not None:
+                churn.start()
             _break(faults, run, seconds)
             _heal(run)
+            if churn is not None:
+                churn.finish()
             workload.stop()
             workload.read_back(cluster.wait_leader())
             cluster.wait_equal()

@@ -30,20 +30,28 @@ from redis.retry import Retry
 
 READY_S = 20.0
 POLL_S = 0.02
+STALL_S = 1.0
 
 T = TypeVar("T")
 
 
 def wait_for(what: str, probe: Callable[[], T | None], seconds: float = READY_S) -> T:
-    """The first answer of `probe` that is not None or False; AssertionError that names `what` after `seconds`."""
+    """The first answer of `probe` that is not None or False; AssertionError that names `what` after `seconds`.
+
+    Time in which the whole machine stood still (a virtual one may, for a minute) does not count.
+    """
     deadline = time.monotonic() + seconds
     while True:
         answer = probe()
         if answer:
             return answer
-        if time.monotonic() > deadline:
+        before = time.monotonic()
+        if before > deadline:
             raise AssertionError(f"waited {seconds:.0f} s in vain for {what}")
         time.sleep(POLL_S)
+        slept_s = time.monotonic() - before
+        if slept_s > STALL_S:
+            deadline += slept_s
 
 
 def free_port(hosts: Sequence[str]) -> int:

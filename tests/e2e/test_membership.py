@@ -12,6 +12,7 @@ import time
 import pytest
 import redis
 
+from tests.e2e.churn import change, wait_settled
 from tests.e2e.nemesis import wait_until_member
 from tests.e2e.network import Network
 from tests.e2e.processes import LocalCluster, NodeProcess, free_port, wait_for
@@ -325,34 +326,6 @@ def test_recover_makes_a_cluster_of_the_survivor(tmp_path):
         other.start()
         wait_until_member(cluster, other)
         assert read(other, "k") == "w"
-
-
-def change(node: NodeProcess, *words: str) -> str:
-    """What a membership command came to: "done", "refused ...", or "again" for what may or may not have happened."""
-    try:
-        with node.client(timeout_s=15.0) as client:
-            client.execute_command(*words)
-    except redis.exceptions.ConnectionError:
-        return "again"
-    except redis.exceptions.TimeoutError:
-        return "again"
-    except redis.exceptions.ResponseError as error:
-        text = str(error)
-        return "again" if text.startswith(("UNCERTAIN", "CLUSTERDOWN", "TRYAGAIN")) else f"refused {text}"
-    return "done"
-
-
-def wait_settled(cluster: LocalCluster, expected: set[str]) -> None:
-    """Until the living nodes agree that exactly these are the voters, and nobody else is a member."""
-
-    def members(node: NodeProcess) -> frozenset[tuple[str, str]]:
-        info = node.info() or {}
-        rows = [row for name, row in info.items() if name.startswith("raft_peer") and isinstance(row, dict)]
-        return frozenset((str(row["id"]), str(row["voter"])) for row in rows)
-
-    wanted = frozenset((node_id, "yes") for node_id in expected)
-    living = [node for node in cluster.all if node.alive and node.id in expected]
-    wait_for(f"the members {sorted(expected)}", lambda: all(members(node) == wanted for node in living), 40)
 
 
 @pytest.mark.slow
