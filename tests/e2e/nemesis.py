@@ -62,7 +62,9 @@ class Run:
         """Who leads now; while nobody does (or a node that comes and goes), any living node."""
         leader = self.cluster.leader()
         nodes = self.cluster.nodes
-        return leader if leader in nodes else self.rng.choice([n for n in nodes if n.alive])  # type: ignore[return-value]
+        if leader is not None and leader in nodes:
+            return leader
+        return self.rng.choice([n for n in nodes if n.alive])
 
     def follower(self) -> NodeProcess:
         leader = self.cluster.leader()
