@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from raftdb import __version__, clock
 from raftdb.commands.context import Role as RoleReply
 from raftdb.config import SETTINGS, split_address
-from raftdb.errors import CommandError, RaftdbError, Uncertain, Unexecuted
+from raftdb.errors import CommandError, RaftdbError, Uncertain, Unexecuted, UsageError
 from raftdb.node import lending
 from raftdb.node.forwarding import requests_of
 from raftdb.node.pending import TIMED_OUT
@@ -265,7 +265,10 @@ class Port:
     def checkpoint(self, name: str | None, codec: str) -> str:
         if name is not None:
             lending.sweep(self._node.data.path, name)
-        job = self._node.snapshotter.request(name, codec)
+        try:
+            job = self._node.snapshotter.request(name, codec)
+        except UsageError as error:
+            raise CommandError(f"ERR {error}") from None
         return self._node.snapshotter.wait(job)
 
     def checkpoint_soon(self) -> bool:

@@ -107,7 +107,12 @@ class Snapshotter:
         return self._running is not None or bool(self._jobs)
 
     def request(self, name: str | None = None, codec: str = "msgpack") -> Job:
-        """Queue a snapshot. A base for the log that is queued already serves both. Any thread."""
+        """Queue a snapshot. A base for the log that is queued already serves both. Any thread.
+
+        Raises UsageError for a name that is not a plain file name.
+        """
+        if name is not None:
+            snapshot.plain_name(name)
         with self._changed:
             for job in self._jobs:
                 if job.name is None and name is None and job.codec == codec:
@@ -192,9 +197,9 @@ class Snapshotter:
             try:
                 self._make(job)
                 self._end(job, None)
-            except (DiskFull, UsageError) as error:
-                self._failed(job, error)
-            except StorageError as error:
+            except UsageError as error:  # the caller's, or the node stops: no snapshot has failed
+                self._end(job, error)
+            except (DiskFull, StorageError) as error:
                 self._failed(job, error)
             except OSError as error:
                 self._failed(job, StorageError(f"snapshot: {error}"))
@@ -226,13 +231,13 @@ class Snapshotter:
         log.info("snapshot %s: index %d, %d KiB", meta.name, meta.index, meta.size_bytes // 1024)
 
     def _target(self, job: Job) -> Path:
-        """Where the file goes. Raises UsageError for a name that is not a plain file name."""
+        """Where the file goes."""
         if job.name is None and job.codec == "msgpack":
             return self._new_base()
         own = self._file_name(int(time.time()))
         directory = self._data.path / "checkpoints"
         directory.mkdir(mode=0o700, exist_ok=True)
-        return directory / snapshot.plain_name(job.name or own)
+        return directory / (job.name or own)
 
     def _new_base(self) -> Path:
         """A name that no file has: one that the log names must not be replaced by another with the same name."""
