@@ -25,7 +25,7 @@ from .args import (
 )
 from .context import LocalContext, SessionPort
 from .keyspace import database
-from .table import ADMIN, CONNECTION, DANGEROUS, FAST, LOADING, LOCAL, NOAUTH, NOSCRIPT, Command, command
+from .table import ADMIN, CONNECTION, DANGEROUS, FAST, LOADING, LOCAL, NOAUTH, NOSCRIPT, SLOW, Command, command
 
 REDIS_VERSION: Final = "7.2.4"
 SILENCE: Final = Encoded(b"")
@@ -283,7 +283,7 @@ def _client_type(token: bytes) -> str:
 @command(
     "CLIENT LIST",
     Many(Bytes("filter"), least=0),
-    flags=CLIENT_ADMIN,
+    flags=CLIENT_ADMIN | SLOW,
     since="2.4.0",
     group="connection",
     summary="One line per connection to this node",

@@ -7,6 +7,9 @@ Three contexts:
   depend on anything but log and state.
 - `LocalContext`: LOCAL commands: `server` (the node, as `ServerPort`) and `session` (`SessionPort`).
 
+Replies are bounded while they are built (`kept`, `counted`): what a client may ask for at once is more than a node has
+memory. The limit of a write is part of what an entry does, the same on every replica: see WRITE_REPLY_BYTES_MAX.
+
 Expiry in one place: `Context.head()`. A key is dead when 0 < expiry <= now. A read on the leader also knows the wall
 clock (`clock_ms`): a key that is due by it but not by the stamp cannot be judged yet. `StampBehind` says so, and the
 caller proposes a TIME entry, waits until it is applied, and asks again.
@@ -14,17 +17,26 @@ caller proposes a TIME entry, waits until it is applied, and asks again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from ..errors import Bug, CommandError
 from ..storage.kv import Batch, Head, Txn
+from ..types import Reply
 from .args import WRONGTYPE
 
 if TYPE_CHECKING:
     from .table import Table
 
 RECORDS_PER_BREATH: Final = 64
+REPLY_BYTES_MAX: Final = 240 * 1024 * 1024  # of one read or EXEC; less than a client's output buffer may hold
+#: Of all commands of one entry together, reads in transactions included. Changing it changes what old entries do.
+WRITE_REPLY_BYTES_MAX: Final = 48 * 1024 * 1024
+REPLY_ITEM_BYTES: Final = 16  # what an element takes on the wire besides its bytes, at most
+REPLY_TOO_LARGE: Final = (
+    "ERR the reply would be too large: ask for less at a time. A read may answer 240 MiB, all commands that are "
+    "executed together with a write 48 MiB. This command changed nothing"
+)
 MASK64: Final = (1 << 64) - 1
 
 #: Type codes are storage's; names are Redis'.
@@ -40,6 +52,13 @@ class StampBehind(Exception):
     def __init__(self, due_ms: int) -> None:
         super().__init__(due_ms)
         self.due_ms = due_ms
+
+
+class LongRead(Exception):
+    """A signal, as StampBehind is: this read turned out to be too long for the loop that began it.
+
+    Nothing was answered; a worker does it again.
+    """
 
 
 def mix64(value: int) -> int:
@@ -114,7 +133,21 @@ class Paced:
 class Context:
     """Of one command on records. The same object serves all commands of an entry; a read makes its own."""
 
-    __slots__ = ("_random", "batch", "breathe", "clock_ms", "closing", "db", "index", "machine", "now", "seed", "txn")
+    __slots__ = (
+        "_random",
+        "batch",
+        "breathe",
+        "clock_ms",
+        "closing",
+        "db",
+        "index",
+        "machine",
+        "now",
+        "riding_bytes",
+        "room_bytes",
+        "seed",
+        "txn",
+    )
 
     def __init__(
         self,
@@ -137,6 +170,8 @@ class Context:
         self.clock_ms = clock_ms
         self.breathe = breathe  # call once per record in loops
         self.closing = False  # a SLOW read asks that its connection be closed behind the answer
+        self.room_bytes = REPLY_BYTES_MAX if batch is None else WRITE_REPLY_BYTES_MAX  # what replies may still take
+        self.riding_bytes = WRITE_REPLY_BYTES_MAX  # the same for reads that ride along with writes
         self._random: Random | None = None
 
     @property
@@ -150,6 +185,36 @@ class Context:
         """A new command begins."""
         self.seed = seed
         self._random = None
+
+    def kept(self, values: Iterable[bytes | None]) -> list[Any]:
+        """These values as (a part of) the reply. Raises CommandError as soon as there is no room for more."""
+        found: list[Any] = []
+        left = self.room_bytes
+        for value in values:
+            left -= REPLY_ITEM_BYTES if value is None else REPLY_ITEM_BYTES + len(value)
+            if left < 0 and (found or not self._is_first()):
+                raise CommandError(REPLY_TOO_LARGE)
+            found.append(value)
+        self.room_bytes = left
+        return found
+
+    def keep(self, size_bytes: int) -> None:
+        """As `kept`, for replies that are put together otherwise."""
+        if size_bytes > self.room_bytes:
+            raise CommandError(REPLY_TOO_LARGE)
+        self.room_bytes -= size_bytes
+
+    def counted(self, reply: bytes) -> Reply:
+        """A single value as one of several replies, or the error in its place when there is no room for it."""
+        size_bytes = len(reply) + REPLY_ITEM_BYTES
+        if size_bytes > self.room_bytes and not self._is_first():
+            return CommandError(REPLY_TOO_LARGE)
+        self.room_bytes -= size_bytes
+        return reply
+
+    def _is_first(self) -> bool:
+        """Nothing was kept yet: one value may always be answered, however large it is (64 MiB)."""
+        return self.room_bytes == WRITE_REPLY_BYTES_MAX
 
     def writing(self) -> Batch:
         """The batch. Raises CommandError in a READ command: it has declared that it changes nothing."""

@@ -6,7 +6,9 @@ version is what WATCH compares.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import Final
 
 from ..errors import Bug, CommandError
@@ -26,7 +28,7 @@ from .args import (
     ManyPairs,
     integer,
 )
-from .context import Context
+from .context import REPLY_ITEM_BYTES, Context
 from .keyspace import HASH_SPAN, SCAN_COUNT, Cursor, draw, scan_count, scan_match, scan_options
 from .strings import OVERFLOW, add_decimals, decimal_of
 from .table import FAST, MAY_SHRINK, READ, WRITE, Command, command
@@ -57,9 +59,12 @@ class Hash:
         head = self.head()
         return None if head is None else self.ctx.txn.field(head.collection, field)
 
-    def get_many(self, fields: list[bytes]) -> list[bytes | None]:
-        head = self.head()
-        return [None] * len(fields) if head is None else self.ctx.txn.fields(head.collection, fields)
+    def get_many(self, fields: list[bytes]) -> Iterator[bytes | None]:
+        """The values one by one, so that who collects them may stop."""
+        head, field, breathe = self.head(), self.ctx.txn.field, self.ctx.breathe
+        for name in fields:
+            breathe()
+            yield None if head is None else field(head.collection, name)
 
     def items(self, from_hash: int = 0) -> Iterator[tuple[int, bytes, bytes]]:
         """(48-bit hash, field, value) in hash order."""
@@ -196,7 +201,7 @@ def _field_count(_ctx: Context, argv: list[bytes]) -> int:
     size=_field_count,
 )
 def hmget(ctx: Context, key: Hash, fields: list[bytes]) -> Reply:
-    return key.get_many(fields)
+    return ctx.kept(key.get_many(fields))
 
 
 @command(
@@ -265,7 +270,13 @@ def hstrlen(ctx: Context, key: Hash, field: bytes) -> Reply:
     size=_hash_size,
 )
 def hgetall(ctx: Context, key: Hash) -> Reply:
-    return {name: value for _, name, value in key.items()}
+    return dict(_pairs(key))
+
+
+def _pairs(key: Hash) -> list[tuple[bytes, bytes]]:
+    """All fields with their values, as a reply. Raises CommandError when they are too much for one."""
+    words = key.ctx.kept(chain.from_iterable((name, value) for _, name, value in key.items()))
+    return list(zip(words[::2], words[1::2], strict=True))
 
 
 @command(
@@ -279,7 +290,7 @@ def hgetall(ctx: Context, key: Hash) -> Reply:
     size=_hash_size,
 )
 def hkeys(ctx: Context, key: Hash) -> Reply:
-    return [name for _, name, _value in key.items()]
+    return ctx.kept(name for _, name, _value in key.items())
 
 
 @command(
@@ -293,7 +304,7 @@ def hkeys(ctx: Context, key: Hash) -> Reply:
     size=_hash_size,
 )
 def hvals(ctx: Context, key: Hash) -> Reply:
-    return [value for _, _name, value in key.items()]
+    return ctx.kept(value for _, _name, value in key.items())
 
 
 @command(
@@ -374,38 +385,58 @@ def hscan(ctx: Context, key: Hash, start: int, words: list[bytes]) -> Reply:
             return [b"%d" % place, found]
         last = place
         if match is None or match(name):
-            found += (name, value)
+            found += ctx.kept((name, value))
     return [b"0", found]
 
 
-def _seek(key: Hash) -> tuple[bytes, bytes]:
-    """One field. The hash is not empty."""
-    row = draw(key.ctx.random, key.items, len(key))
-    if row is None:
-        raise Bug(f"hash {key.name!r} has no fields")
-    return row[1], row[2]
+class Chooser:
+    """Draws fields of a hash that is not empty. Values are kept, and counted, only when they are answered."""
 
+    def __init__(self, key: Hash, with_values: bool) -> None:
+        self.key = key
+        self.with_values = with_values
+        self.random = key.ctx.random
+        self.size = len(key)
 
-def _choose(key: Hash, count: int) -> list[tuple[bytes, bytes]]:
-    """`count` different fields, in random order; fewer than there are."""
-    random, size = key.ctx.random, len(key)
-    if size <= SCANNED_FOR_CHOICE_MAX or count * 3 > size:
-        rows = [(name, value) for _, name, value in key.items()]
-        return [rows[at] for at in random.sample(size, count)]
-    chosen: dict[bytes, bytes] = {}
-    while len(chosen) < count:
-        name, value = _seek(key)
-        chosen[name] = value
-    return list(chosen.items())
+    def different(self, count: int) -> list[tuple[bytes, bytes]]:
+        """`count` different fields, in random order; fewer than there are."""
+        if self.size <= SCANNED_FOR_CHOICE_MAX or count * 3 > self.size:
+            return self._at(self.random.sample(self.size, count))
+        chosen: dict[bytes, bytes] = {}
+        while len(chosen) < count:
+            name, value = self._seek()
+            chosen[name] = value
+        return list(chosen.items())
 
+    def again_and_again(self, count: int) -> list[tuple[bytes, bytes]]:
+        """`count` fields, each drawn from all."""
+        if self.size <= SCANNED_FOR_CHOICE_MAX or count > self.size:
+            return self._at([self.random.below(self.size) for _ in range(count)])
+        return [self._seek() for _ in range(count)]
 
-def _choose_again_and_again(key: Hash, count: int) -> list[tuple[bytes, bytes]]:
-    """`count` fields, each drawn from all."""
-    random, size = key.ctx.random, len(key)
-    if size <= SCANNED_FOR_CHOICE_MAX or count > size:
-        rows = [(name, value) for _, name, value in key.items()]
-        return [rows[random.below(size)] for _ in range(count)]
-    return [_seek(key) for _ in range(count)]
+    def _at(self, places: list[int]) -> list[tuple[bytes, bytes]]:
+        """The fields of these places in hash order, in one walk."""
+        wanted = Counter(places)
+        rows: dict[int, tuple[bytes, bytes]] = {}
+        for at, (_, name, value) in enumerate(self.key.items()):
+            if at in wanted:
+                rows[at] = self._kept(name, value, wanted[at])
+        if len(rows) < len(wanted):
+            raise Bug(f"hash {self.key.name!r} has less than {self.size} fields")
+        return [rows[at] for at in places]
+
+    def _seek(self) -> tuple[bytes, bytes]:
+        row = draw(self.random, self.key.items, self.size)
+        if row is None:
+            raise Bug(f"hash {self.key.name!r} has no fields")
+        return self._kept(row[1], row[2], 1)
+
+    def _kept(self, name: bytes, value: bytes, times: int) -> tuple[bytes, bytes]:
+        """The row, counted as often as it is going to be answered."""
+        if not self.with_values:
+            value = b""
+        self.key.ctx.keep(times * (2 * REPLY_ITEM_BYTES + len(name) + len(value)))
+        return name, value
 
 
 def _random_count(words: list[bytes]) -> tuple[int, bool]:
@@ -439,16 +470,18 @@ def _random_size(ctx: Context, argv: list[bytes]) -> int:
 def hrandfield(ctx: Context, key: Hash, words: list[bytes]) -> Reply:
     """HRANDFIELD key [count [WITHVALUES]]."""
     if not words:
-        return _choose_again_and_again(key, 1)[0][0] if len(key) else None
+        return Chooser(key, False).again_and_again(1)[0][0] if len(key) else None
     count, with_values = _random_count(words)
     if not len(key) or not count:
         return []
     if count < 0:
-        rows = _choose_again_and_again(key, -count)
+        rows = Chooser(key, with_values).again_and_again(-count)
     elif count < len(key):
-        rows = _choose(key, count)
+        rows = Chooser(key, with_values).different(count)
+    elif with_values:
+        rows = _pairs(key)
     else:
-        rows = [(name, value) for _, name, value in key.items()]
+        return hkeys.handler(ctx, key)
     return Pairs(rows) if with_values else [name for name, _ in rows]
 
 

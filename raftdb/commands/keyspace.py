@@ -94,7 +94,13 @@ def _many(_ctx: Context, argv: list[bytes]) -> int:
     size=_many,
 )
 def exists(ctx: Context, names: list[bytes]) -> Reply:
-    return sum(1 for name in names if ctx.head(name) is not None)
+    return sum(1 for name in _breathing(ctx, names) if ctx.head(name) is not None)
+
+
+def _breathing(ctx: Context, names: list[bytes]) -> Iterator[bytes]:
+    for name in names:
+        ctx.breathe()
+        yield name
 
 
 touch = command(
@@ -131,9 +137,9 @@ def keys(ctx: Context, pattern: bytes) -> Reply:
     if name is not None:
         return [] if ctx.head(name) is None else [name]
     if pattern == b"*":
-        return [row[1] for row in ctx.living()]
+        return ctx.kept(row[1] for row in ctx.living())
     match = matcher(pattern)
-    return [row[1] for row in ctx.living() if match(row[1])]
+    return ctx.kept(row[1] for row in ctx.living() if match(row[1]))
 
 
 def scan_options(*more: Flag) -> Options:
@@ -201,7 +207,7 @@ def scan(ctx: Context, start: int, options: dict[str, Any]) -> Reply:
         last = place
         ctx.breathe()
         if (wanted is None or head.type == wanted) and (match is None or match(name)) and ctx.alive(head):
-            found.append(name)
+            found += ctx.kept((name,))
     return [b"0", found]
 
 
@@ -621,6 +627,13 @@ HEAD_OVERHEAD_BYTES: Final = 56  # of a head record: page share, checksum, fixed
 RECORD_OVERHEAD_BYTES: Final = 40
 
 
+def _samples(ctx: Context, argv: list[bytes]) -> int:
+    head = ctx.head(argv[2])
+    if head is None:
+        return 1
+    return min(head.count, (integer(argv[4]) if len(argv) > 4 else 0) or head.count)
+
+
 @command(
     "MEMORY USAGE",
     Key(),
@@ -630,6 +643,7 @@ RECORD_OVERHEAD_BYTES: Final = 40
     group="server",
     summary="Estimate the space of a key in the store",
     complexity="O(N), N: samples",
+    size=_samples,
 )
 def memory_usage(ctx: Context, name: bytes, options: dict[str, Any]) -> Reply:
     """Bytes of its records, from the mean of SAMPLES (default 5; 0: all) of them."""

@@ -24,7 +24,7 @@ from .args import (
     Value,
     integer,
 )
-from .context import Context
+from .context import REPLY_ITEM_BYTES, Context
 from .sequence import List
 from .table import FAST, MAY_SHRINK, READ, WRITE, Command, command
 
@@ -70,9 +70,9 @@ def _pop_command(name: str, *, left: bool, summary: str) -> Command:
             return None if count is None else NULL_ARRAY
         if count == 0:
             return []
-        values = key.pop(1 if count is None else count, left)
+        reply = key.pop_one(left) if count is None else key.pop(count, left)
         key.save()
-        return values[0] if count is None else values
+        return reply
 
     return command(
         name,
@@ -216,7 +216,7 @@ def lrem(ctx: Context, key: List, count: int, value: bytes) -> Reply:
 def _remove(key: List, labels: list[int]) -> None:
     """A single element at an end is a pop, which leaves the list regular."""
     if len(labels) == 1 and labels[0] in (key.first, key.last):
-        key.pop(1, labels[0] == key.first)
+        key.drop(1, labels[0] == key.first)
     else:
         key.remove(labels)
         key.compact()
@@ -312,7 +312,10 @@ def lpos(ctx: Context, key: List, value: bytes, options: dict[str, Any]) -> Repl
     looked_at = islice(key.rows(reverse=backwards), min(options.get("MAXLEN") or size, size))
     matching = (size - 1 - n if backwards else n for n, (_, element) in enumerate(looked_at) if element == value)
     skipped, limit = min(abs(rank) - 1, size), 1 if wanted is None else wanted
-    found = list(islice(matching, skipped, skipped + min(limit, size) if limit else None))
+    found: list[int] = []
+    for place in islice(matching, skipped, skipped + min(limit, size) if limit else None):
+        ctx.keep(REPLY_ITEM_BYTES)
+        found.append(place)
     if wanted is None:
         return found[0] if found else None
     return found
@@ -325,12 +328,12 @@ def _move_element(source: List, target: List, from_left: bool, to_left: bool) ->
         target = source
     else:
         target.load()
-    value = source.pop(1, from_left)
+    value = source.pop_one(from_left)
     if target is not source:
         source.save()
-    target.push(value, to_left)
+    target.push([value], to_left)
     target.save()
-    return value[0]
+    return value
 
 
 @command(

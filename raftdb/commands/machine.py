@@ -23,6 +23,9 @@ reclaims records of dropped collections (bounded, invisible). A dead key that is
 
 The leader may mix READ requests of its own clients into `items`, to keep the order of a connection: they run on the
 same batch, change nothing, and take no chance from the entry.
+
+The replies of an entry are in memory together, and so they are bounded (`Context.kept`): a write whose reply has no
+room is rolled back, which all replicas do alike.
 """
 
 from __future__ import annotations
@@ -36,7 +39,17 @@ from ..errors import Bug, CommandError, Damaged, RaftdbError
 from ..storage.keys import DATABASES
 from ..storage.kv import Batch, KvStore, Txn
 from ..types import NULL_ARRAY, Entry, Kind, Reply
-from .context import Context, LocalContext, Paced, ServerPort, SessionPort, StampBehind, no_breath
+from .context import (
+    REPLY_BYTES_MAX,
+    Context,
+    LocalContext,
+    LongRead,
+    Paced,
+    ServerPort,
+    SessionPort,
+    StampBehind,
+    no_breath,
+)
 from .table import READ, WRITE, Command, Table
 
 PAYLOAD_VERSION: Final = 1
@@ -52,7 +65,7 @@ MANY_MAX: Final = 512  # so that `breathe` is called in between
 HANDLER_FAILED: Final = "ERR the command failed inside its handler; nothing was changed"
 
 #: What no handler is to blame for, and what is no error at all
-PASS_THROUGH: Final = (MemoryError, OSError, RecursionError, RaftdbError, StampBehind)
+PASS_THROUGH: Final = (MemoryError, OSError, RecursionError, RaftdbError, StampBehind, LongRead)
 
 Breathe = Callable[[], Any]
 
@@ -208,7 +221,10 @@ class Machine:
         try:
             if not command.words_min <= len(argv) <= command.words_max:
                 raise command.check(argv) or CommandError(HANDLER_FAILED)
-            return command.run(ctx, argv)
+            reply = command.run(ctx, argv)
+            if type(reply) is bytes and type(reply := ctx.counted(reply)) is not bytes:
+                batch.rollback()
+            return reply
         except CommandError as error:
             batch.rollback()
             return error
@@ -226,11 +242,12 @@ class Machine:
 
     def _read_in_order(self, ctx: Context, batch: Batch, command: Command, argv: list[bytes]) -> Reply:
         """A READ request between the writes of an entry."""
-        ctx.batch = None
+        room_bytes, ctx.room_bytes, ctx.batch = ctx.room_bytes, ctx.riding_bytes, None
         try:
-            return self._run_read(ctx, command, argv)
+            reply = self._run_read(ctx, command, argv)
+            return ctx.counted(reply) if type(reply) is bytes else reply
         finally:
-            ctx.batch = batch
+            ctx.riding_bytes, ctx.room_bytes, ctx.batch = ctx.room_bytes, room_bytes, batch
 
     def _run_read(self, ctx: Context, command: Command, argv: list[bytes]) -> Reply:
         if not command.words_min <= len(argv) <= command.words_max:
@@ -258,7 +275,8 @@ class Machine:
             if command.flags & WRITE and batch is not None:
                 replies.append(self._write(ctx, batch, command, request.argv))
             else:
-                replies.append(self._run_read(ctx, command, request.argv))
+                reply = self._run_read(ctx, command, request.argv)
+                replies.append(ctx.counted(reply) if type(reply) is bytes else reply)
             ctx.breathe()
         return replies
 
@@ -297,6 +315,7 @@ class Machine:
     def read_in(self, ctx: Context, item: Item) -> Reply:
         """As read(), in a context that serves several reads."""
         ctx.reseed(ctx.seed + 1)
+        ctx.room_bytes = REPLY_BYTES_MAX
         if isinstance(item, Transaction):
             return self._transaction(ctx, item, ctx.seed)
         ctx.db = item.db

@@ -115,10 +115,10 @@ class List:
             yield row
 
     def slice(self, start: int, stop: int) -> list[bytes]:
-        """Elements of ranks start <= rank < stop, which exist."""
+        """Elements of ranks start <= rank < stop, which exist, as a reply. Raises CommandError: too many for one."""
         if stop <= start:
             return []
-        return [value for _, value in islice(self.rows(self.label(start)), stop - start)]
+        return self.ctx.kept(value for _, value in islice(self.rows(self.label(start)), stop - start))
 
     def label(self, rank: int) -> int:
         """The label of a rank that exists."""
@@ -195,20 +195,39 @@ class List:
         self.first = self.last = self.form = 0
 
     def pop(self, number: int, left: bool) -> list[bytes]:
-        """Take up to `number` elements from one end, in the order in which they come off."""
+        """Take up to `number` elements from one end, as a reply in the order in which they come off.
+
+        Raises CommandError: they are too much for one.
+        """
+        return self.ctx.kept(self._taken(number, left))
+
+    def pop_one(self, left: bool) -> bytes:
+        """Take the element at an end of a list that has some."""
+        (value,) = self._taken(1, left)
+        return value
+
+    def drop(self, number: int, left: bool) -> None:
+        """Take up to `number` elements from one end, and forget them."""
+        for _ in self._taken(number, left):
+            pass
+
+    def _taken(self, number: int, left: bool) -> Iterator[bytes]:
+        """Elements from one end, which leave the list. To be used up: what the list is then, it is at the end."""
         number = min(number, self.load().count)
         if self.form != REGULAR:
-            rows = list(islice(self.rows(reverse=not left), number))
-            self._drop_end([label for label, _ in rows], left)
-            return [value for _, value in rows]
+            labels = []
+            for place, element in islice(self.rows(reverse=not left), number):
+                labels.append(place)
+                yield element
+            self._drop_end(labels, left)
+            return
         batch, collection = self.ctx.writing(), self.collection
-        values: list[bytes] = []
         label, step = (self.first, STRIDE) if left else (self.last, -STRIDE)
         for _ in range(number):
             value = batch.item(collection, label)
             if value is None:
                 raise Bug(f"list {self.name!r} has no element at label {label}")
-            values.append(value)
+            yield value
             batch.delete_item(collection, label)
             self.ctx.breathe()
             label += step
@@ -217,7 +236,6 @@ class List:
         else:
             self.last = label
         self.count -= number
-        return values
 
     # --- the middle -------------------------------------------------------------------------------------------------
 
@@ -260,29 +278,30 @@ class List:
     def trim(self, start: int, stop: int) -> None:
         """Keep the ranks start <= rank < stop, which exist."""
         if stop - start < self.count // 2:
-            self.rewrite(self.slice(start, stop))
+            self.rewrite(start, stop)
             return
         right = self.count - stop
         for number, left in ((start, True), (right, False)):
             if number:
-                self.pop(number, left)
+                self.drop(number, left)
 
-    def rewrite(self, values: Sequence[bytes]) -> None:
-        """Make these the elements, in a new and regular collection; the old one is reclaimed later."""
-        batch = self.ctx.writing()
-        self.count = 0
-        if values:
+    def rewrite(self, start: int, stop: int) -> None:
+        """Keep the ranks start <= rank < stop, in a new and regular collection; the old one is reclaimed later."""
+        batch, count = self.ctx.writing(), max(stop - start, 0)
+        if count:
+            rows = self.ctx.txn.scan_items(self.collection, self.label(start), self.last)
             self._begin(batch)
-            for rank, value in enumerate(values):
+            for rank, (_, value) in enumerate(islice(rows, count)):
                 batch.put_item(self.collection, rank * STRIDE, value)
                 self.ctx.breathe()
-            self.count, self.last = len(values), (len(values) - 1) * STRIDE
+            self.last = (count - 1) * STRIDE
+        self.count = count
 
     def compact(self) -> None:
         """Write the list anew if it has more holes than elements."""
         slots = (self.last >> STRIDE_BITS) - (self.first >> STRIDE_BITS) + 1
         if self.count and self.form != REGULAR and slots > 2 * self.count + HOLES_MIN:
-            self.rewrite([value for _, value in self.rows()])
+            self.rewrite(0, self.count)
 
     def insert(self, pivot: int, value: bytes, before: bool) -> None:
         """Add an element next to the one of label `pivot`."""

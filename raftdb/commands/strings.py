@@ -7,6 +7,7 @@ INCRBYFLOAT computes in decimal, exactly, and rounds to 17 digits behind the poi
 from __future__ import annotations
 
 import decimal
+from collections.abc import Iterator
 from typing import Any, Final
 
 from ..errors import CommandError
@@ -283,8 +284,16 @@ def _many(_ctx: Context, argv: list[bytes]) -> int:
     size=_many,
 )
 def mget(ctx: Context, names: list[bytes]) -> Reply:
-    heads = ctx.txn.heads(ctx.db, names)
-    return [h.value if h is not None and h.type == STRING and ctx.alive(h) else None for h in heads]
+    return ctx.kept(_strings(ctx, names))
+
+
+def _strings(ctx: Context, names: list[bytes]) -> Iterator[bytes | None]:
+    """The values of these keys, one by one, so that who collects them may stop."""
+    head_of, db, alive, breathe = ctx.txn.head, ctx.db, ctx.alive, ctx.breathe
+    for name in names:
+        breathe()
+        head = head_of(db, name)
+        yield head.value if head is not None and head.type == STRING and alive(head) else None
 
 
 @command(

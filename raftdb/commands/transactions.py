@@ -24,7 +24,7 @@ from ..errors import CommandError
 from ..types import OK, Encoded, Reply
 from .args import Key, Many
 from .connection import select
-from .context import LocalContext, ServerPort, SessionPort
+from .context import REPLY_BYTES_MAX, REPLY_ITEM_BYTES, REPLY_TOO_LARGE, LocalContext, ServerPort, SessionPort
 from .keyspace import database
 from .machine import Request, Transaction, Watch
 from .table import FAST, IN_ENTRY, LOADING, LOCAL, NOMULTI, NOSCRIPT, TRANSACTION, Command, Table, command
@@ -145,10 +145,27 @@ class Plan:
             return reply
         rest = iter(reply)
         merged: list[Reply] = []
+        room_bytes = REPLY_BYTES_MAX
         for place in range(self.size):
             local = self.local.get(place)
-            merged.append(next(rest) if local is None else _answer(local, run_local))
+            if local is None:
+                merged.append(next(rest))
+                continue
+            answer = _answer(local, run_local) if room_bytes > 0 else CommandError(REPLY_TOO_LARGE)
+            room_bytes -= weight(answer)
+            merged.append(answer)
         return merged
+
+
+def weight(reply: Reply) -> int:
+    """About how many bytes of memory a reply takes."""
+    if isinstance(reply, bytes | str):
+        return REPLY_ITEM_BYTES + len(reply)
+    if isinstance(reply, dict):
+        return REPLY_ITEM_BYTES + sum(weight(item) for row in reply.items() for item in row)
+    if isinstance(reply, list | tuple):
+        return REPLY_ITEM_BYTES + sum(map(weight, reply))
+    return REPLY_ITEM_BYTES
 
 
 def _answer(local: tuple[Command, list[bytes]], run_local: RunLocal) -> Reply:

@@ -18,11 +18,12 @@ from typing import Any, Final
 from ..errors import CommandError
 from ..types import OK, Reply
 from .args import Bytes, Key, Many, Optional
-from .context import Context
+from .context import REPLY_ITEM_BYTES, Context
 from .hashes import Hash
 from .table import MAY_SHRINK, READ, WRITE, Command, command
 
 NODE: Final = b"/"
+JSON_FACTOR: Final = 6  # bytes of "\\u0000", which one byte may become
 DEPTH_MAX: Final = 64  # of a path, and of the objects in one JSON text
 NO_NODE: Final = "ERR node does not exist"
 NO_ATTRIBUTE: Final = "ERR attribute does not exist"
@@ -159,19 +160,29 @@ def tset(ctx: Context, path: bytes, words: list[bytes]) -> Reply:
     return OK
 
 
+def _node_size(ctx: Context, argv: list[bytes]) -> int:
+    head = ctx.head(b"/".join(_names(argv[1])))
+    return 1 if head is None else head.count
+
+
 @command(
     "TGET",
     Key(name="path"),
     Optional(Bytes("attribute")),
     flags=READ,
     group="tree",
+    size=_node_size,
     summary="One attribute of a node, or all of them as JSON",
     words_max=3,
 )
 def tget(ctx: Context, path: bytes, attribute: bytes | None) -> Reply:
     node = _existing(ctx, path)
     if attribute is None:
-        found = {name: value for _, name, value in node.items() if not name.startswith(NODE)}
+        found: dict[bytes, bytes] = {}
+        for _, name, text in node.items():
+            if not name.startswith(NODE):
+                ctx.keep(JSON_FACTOR * (REPLY_ITEM_BYTES + len(name) + len(text)))
+                found[name] = text
         texts = {_text(name): _text(found[name]) for name in sorted(found)}
         return json.dumps(texts).encode()
     value = None if attribute.startswith(NODE) else node.get(attribute)
@@ -184,9 +195,9 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-@command("TLS", Key(name="path"), flags=READ, group="tree", summary="Names of the children of a node")
+@command("TLS", Key(name="path"), flags=READ, group="tree", size=_node_size, summary="Names of the children of a node")
 def tls(ctx: Context, path: bytes) -> Reply:
-    return sorted(_children(_existing(ctx, path)))
+    return sorted(ctx.kept(_children(_existing(ctx, path))))
 
 
 def _children(node: Hash) -> Iterator[bytes]:

@@ -69,6 +69,7 @@ _ENDED: Final = 16  # nothing more will be taken from this client
 _PARSED_FACTOR: Final = 8  # memory of tiny commands, parsed, against their bytes
 _SEND_SLICE_BYTES: Final = 1 * MIB  # one send() of a long queue
 _SENDS_PER_TURN: Final = 8
+COMMAND_NAME_BYTES_MAX: Final = 64  # remembered for CLIENT LIST; an unknown command may be called anything
 _DRAIN_BYTES_MAX: Final = 64 * MIB  # thrown away behind our last word
 _CHECK_EVERY_S: Final = 0.5
 _LOG_EVERY_S: Final = 10.0
@@ -339,7 +340,11 @@ class Loop:
         if not self._woken:
             self._woken = True
             if self._asleep:
-                os.eventfd_write(self._wake_fd, 1)
+                try:
+                    os.eventfd_write(self._wake_fd, 1)
+                except OSError:
+                    if not self._closed:  # the loop had woken, and ended, in the meantime
+                        raise
 
     def post(self, fn: Callable[[], None]) -> None:
         """[any] Run fn in the loop's thread, in its next poll."""
@@ -569,7 +574,7 @@ class Loop:
                 self.commands += taken
                 session.commands += taken
                 session.last_command_s = self.now_s
-                session.last_command = argvs[taken - 1][0]
+                session.last_command = argvs[taken - 1][0][:COMMAND_NAME_BYTES_MAX]
             if session.authenticated is not conn.parser.limits.authenticated:
                 self.set_limits(conn)
             if conn._pending_bytes:

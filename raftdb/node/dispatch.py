@@ -1,7 +1,7 @@
 """From parsed commands to the place that answers them: the server's handler.
 
     LOCAL   answered at once (those that may wait: on a worker)
-    READ    at the end of the loop's turn, on one view for all connections of the turn; big ones on a worker
+    READ    at the end of the loop's turn, on one view for all connections of the turn; long ones on a worker
     WRITE   a ticket for the driver, handed over once per turn
 
 A connection's commands are taken in *runs*. A run of reads is answered from a view. A run that holds a write goes to
@@ -12,6 +12,11 @@ run and is looked at when the run has been answered.
 **Freshness.** The view is opened in `end_of_turn`, after everything that the turn serves was received: a write that
 was acknowledged anywhere before a read was sent is in the view. That is all a node needs that leads alone; otherwise
 `reads.py` asks the leader first. What mode a run wants is its connection's `consistency`.
+
+**What is long?** Head records tell how many records a read will touch; beyond RECORDS_ON_LOOP_MAX it goes to a worker
+at once. What they do not tell (the size of values, commands that declare nothing) shows while it runs: a `Room` is
+what all reads of a turn may cost together, and who finds it used up is begun anew on a worker. A worker does not begin
+a read while a lot of its loop's output is unsent: replies of 240 MiB are allowed, but not fifty of them in memory.
 
 Each loop calls this object in its own thread; what a loop gathers stands in its own `Gather`.
 """
@@ -26,8 +31,8 @@ import lmdb
 
 from raftdb import clock
 from raftdb.commands import transactions
-from raftdb.commands.context import StampBehind
-from raftdb.commands.machine import Request, Transaction, is_read_only
+from raftdb.commands.context import LongRead, StampBehind
+from raftdb.commands.machine import Request, is_read_only
 from raftdb.commands.table import BLOCKING, LOADING, LOCAL, MAY_SHRINK, NOAUTH, READ, SLOW, TRANSACTION, WRITE
 from raftdb.commands.transactions import Plan
 from raftdb.config import SETTINGS
@@ -50,7 +55,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raftdb.dispatch")
 
-RECORDS_ON_LOOP_MAX: Final = 1_000  # a read that touches more goes to a worker
+RECORDS_ON_LOOP_MAX: Final = 1_000  # a run that touches more goes to a worker
+RECORDS_PER_TURN_MAX: Final = 10_000  # of all runs of a turn together
+VALUE_BYTES_PER_TURN_MAX: Final = 8 * 1024 * 1024  # large values that a turn reads: 16 MiB take about 20 ms
+READS_PER_TURN_MAX: Final = 4_096  # the others of a turn wait for the next one: the peers come in between
+LOCALS_ON_LOOP_MAX: Final = 16  # local commands of one EXEC; more are answered by a worker
+UNSENT_BYTES_MAX: Final = 256 * 1024 * 1024  # of a loop's output, above which its long reads wait
+UNSENT_PATIENCE_S: Final = 5.0  # as long as this; then clients that do not read are in danger, not those that wait
 RUN_COMMANDS_MAX: Final = 1_024  # of one connection in one turn: the others wait meanwhile
 READS_IN_TICKET_MAX: Final = 16  # reads that ride along with writes: their replies are all in memory at once
 REPLY_BYTES_MAX: Final = 1024 * 1024  # of one run at a time
@@ -96,11 +107,12 @@ class Run:
 
     def is_long(self, machine: Machine, view: View) -> bool:
         """Does this belong on a worker? Head records tell."""
-        for request in self.requests:
-            row = request.command
-            if row.flags & SLOW or (row.size is not None and machine.size(view, request) > RECORDS_ON_LOOP_MAX):
-                return True
-        return False
+        return are_long(self.requests[self.at :] if self.at else self.requests, machine, view)
+
+    @property
+    def left(self) -> int:
+        """Requests that are not answered yet."""
+        return len(self.requests) - self.at
 
     def answer(self, replies: Sequence[Any]) -> None:
         """The rest at once. Any thread that was lent the connection."""
@@ -110,7 +122,44 @@ class Run:
 
     def fail(self, error: CommandError) -> None:
         """The same error for each request that is not answered yet."""
-        self.answer([error] * (len(self.requests) - self.at))
+        self.answer([error] * self.left)
+
+
+def are_long(requests: Sequence[Any], machine: Machine, view: View) -> bool:
+    """Do these reads together belong on a worker?"""
+    records = 0
+    for request in requests:
+        row = request.command
+        if row.flags & SLOW:
+            return True
+        if row.size is not None:
+            records += machine.size(view, request)
+            if records > RECORDS_ON_LOOP_MAX:
+                return True
+    return False
+
+
+class Room:
+    """What the reads of one turn may cost on their loop. Raises LongRead when it is used up."""
+
+    __slots__ = ("reads", "records", "value_bytes")
+
+    def __init__(self) -> None:
+        self.reads = READS_PER_TURN_MAX
+        self.records = RECORDS_PER_TURN_MAX
+        self.value_bytes = VALUE_BYTES_PER_TURN_MAX
+
+    def breathe(self) -> None:
+        """Of commands: once per record."""
+        self.records -= 1
+        if self.records < 0:
+            raise LongRead
+
+    def on_large(self, size_bytes: int) -> None:
+        """Of views: before a large value is decoded."""
+        self.value_bytes -= size_bytes
+        if self.value_bytes < 0:
+            raise LongRead
 
 
 class WatchRun(Run):
@@ -134,12 +183,13 @@ class WatchRun(Run):
 class ExecRun(Run):
     """EXEC of a transaction that only reads."""
 
-    __slots__ = ("finish",)
+    __slots__ = ("finish", "plan")
 
     def __init__(
-        self, conn: Connection, protocol: int, transaction: Transaction, since_s: float, finish: Callable[[Any], Any]
+        self, conn: Connection, protocol: int, plan: Plan, since_s: float, finish: Callable[[Any], Any]
     ) -> None:
-        super().__init__(conn, protocol, [transaction], since_s)
+        super().__init__(conn, protocol, [plan.transaction], since_s)
+        self.plan = plan
         self.finish = finish
 
     def execute(self, machine: Machine, ctx: Context) -> bool:
@@ -148,44 +198,80 @@ class ExecRun(Run):
 
     def is_long(self, machine: Machine, view: View) -> bool:
         requests = self.requests[0].requests
-        return len(requests) > RUN_COMMANDS_MAX or any(row.command.flags & SLOW for row in requests)
+        return len(requests) > RUN_COMMANDS_MAX or has_long_locals(self.plan) or are_long(requests, machine, view)
 
     def answer(self, replies: Sequence[Any]) -> None:
         super().answer([self.finish(reply) for reply in replies])
 
 
+def has_long_locals(plan: Plan) -> bool:
+    """Should a worker answer the local commands of this EXEC?"""
+    return len(plan.local) > LOCALS_ON_LOOP_MAX or any(row.flags & SLOW for row, _ in plan.local.values())
+
+
 class ExecTicket(Ticket):
     """EXEC of a transaction that writes: local commands of the queue are answered when it has been executed."""
 
-    __slots__ = ("finish", "plan")
+    __slots__ = ("finish", "plan", "pool")
 
     def __init__(
-        self, conn: Connection, protocol: int, plan: Plan, size_bytes: int, since_s: float, finish: Callable[[Any], Any]
+        self,
+        conn: Connection,
+        protocol: int,
+        plan: Plan,
+        size_bytes: int,
+        since_s: float,
+        finish: Callable[[Any], Any],
+        pool: WorkerPool,
     ) -> None:
         items = [plan.transaction]
         super().__init__(conn, protocol, items, items, size_bytes, since_s)
         self.plan = plan
         self.finish = finish
+        self.pool = pool
 
     def answer(self, replies: Sequence[Any], index: int) -> None:
-        super().answer([self.finish(reply) for reply in replies], index)
+        if not self._finish_on_worker(replies[0], index):
+            super().answer([self.finish(reply) for reply in replies], index)
 
     def answer_encoded(self, data: bytes, index: int) -> None:
         """The leader's array, with the answers of the local commands put in their places."""
-        if data.startswith(b"*") and not data.startswith(b"*-"):
-            data = encode(self.finish([Encoded(element) for element in elements(data)]), self.protocol)
-        super().answer_encoded(data, index)
+        if not data.startswith(b"*") or data.startswith(b"*-"):
+            super().answer_encoded(data, index)
+            return
+        replies = [Encoded(element) for element in elements(data)]
+        if not self._finish_on_worker(replies, index):
+            super().answer_encoded(encode(self.finish(replies), self.protocol), index)
+
+    def _finish_on_worker(self, reply: Any, index: int) -> bool:
+        """Not by the driver when it may take long. False: there is no need to, or no worker."""
+        if not has_long_locals(self.plan):
+            return False
+
+        def work() -> None:
+            data = encode(self.finish(reply), self.protocol) if self.protocol else b""
+            self.conn.send(data, 1, self.run)
+
+        if not self.claim():
+            return True
+        self.conn.session.written_index = index
+        if not self.pool.submit(work):
+            work()
+        return True
 
 
 class Gather:
     """What one loop has taken in the current turn."""
 
-    __slots__ = ("commands", "runs", "stalled", "tickets")
+    __slots__ = ("commands", "due", "held", "room", "runs", "stalled", "tickets")
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
         self.runs: list[Run] = []
+        self.due: list[Run] = []  # may be answered, but the turn's room was used up
+        self.held: list[Run] = []  # long ones that wait until more of the loop's output is sent
         self.stalled: list[Run] = []  # answered in part: go on when the client has read
+        self.room = Room()  # of the current turn
         self.commands = 0  # since the start of the process
 
 
@@ -254,6 +340,12 @@ class Dispatch:
         if gather.tickets:
             tickets, gather.tickets = gather.tickets, []
             self.driver.submit(tickets)
+        gather.room = Room()
+        if gather.due:
+            due, gather.due = gather.due, []
+            self.serve(due)
+        if gather.held:
+            self._take_up(loop, gather)
         if gather.stalled:
             self._go_on(gather)
         if gather.runs:
@@ -274,6 +366,14 @@ class Dispatch:
                 gather.stalled.append(run)
             elif not run.conn.closed:
                 gather.runs.append(run)
+
+    def _take_up(self, loop: Loop, gather: Gather) -> None:
+        """Long reads that waited for room in the loop's output: they look again themselves, one after the other."""
+        held = gather.held
+        if not _must_wait(loop, held[0], clock.monotonic()):
+            gather.held = []
+            for run in held:
+                self._serve_on_worker(run)
 
     def commands(self) -> int:
         """Commands taken since the start of the process. Any thread."""
@@ -312,10 +412,14 @@ class Dispatch:
         if not union & WRITE:
             gather.runs.append(Run(conn, protocol, items, now_s))
             return len(items)
+        if self.driver.housekeeper.low:
+            count, taken = _alike_on_a_low_disk(items)
+            if not taken:
+                conn.send(encode_many([DISK_LOW] * count, protocol) if protocol else b"", count)
+                return count
+            if count < len(items):
+                return self._hand_over(conn, items[:count], _union(items[:count]))
         writes = items if not union & READ else [item for item in items if item.command.flags & WRITE]
-        if self.driver.housekeeper.low and not all(item.command.flags & MAY_SHRINK for item in writes):
-            conn.send(encode_many([DISK_LOW] * len(items), protocol) if protocol else b"", len(items))
-            return len(items)
         size_bytes = sum([COMMAND_OVERHEAD_BYTES + sum(map(len, item.argv)) for item in writes])
         if size_bytes > ENTRY_BYTES_MAX // 4 and not fits_an_entry(item.argv for item in items):
             return self._hand_over_in_part(conn, items, protocol)
@@ -328,10 +432,7 @@ class Dispatch:
             conn.send(encode(TOO_LARGE_FOR_AN_ENTRY, protocol) if protocol else b"")
             return 1
         part = items[: len(items) // 2]
-        union = 0
-        for item in part:
-            union |= item.command.flags
-        return self._hand_over(conn, part, union)
+        return self._hand_over(conn, part, _union(part))
 
     @staticmethod
     def _protocol(conn: Connection) -> int:
@@ -457,6 +558,8 @@ class Dispatch:
         def finish(reply: Any) -> Any:
             return plan.merge(reply, transactions.local_runner(self.table, self.port, session), session)
 
+        if plan.is_empty and has_long_locals(plan):
+            return self._on_worker(conn, lambda: finish([]))
         if plan.is_empty:
             return self._reply(conn, finish([]))
         return self._execute(conn, plan, finish)
@@ -466,13 +569,13 @@ class Dispatch:
         protocol, now_s = self._protocol(conn), clock.monotonic()
         transaction = plan.transaction
         if is_read_only(transaction):
-            conn.context.runs.append(ExecRun(conn, protocol, transaction, now_s, finish))
+            conn.context.runs.append(ExecRun(conn, protocol, plan, now_s, finish))
             return False
         if self.driver.housekeeper.low and not all(_shrinks(request) for request in transaction.requests):
             conn.send(encode(DISK_LOW, protocol) if protocol else b"")
             return True
         size_bytes = sum([COMMAND_OVERHEAD_BYTES + sum(map(len, request.argv)) for request in transaction.requests])
-        conn.context.tickets.append(ExecTicket(conn, protocol, plan, size_bytes, now_s, finish))
+        conn.context.tickets.append(ExecTicket(conn, protocol, plan, size_bytes, now_s, finish, self.pool))
         return False
 
     # --- serving reads ----------------------------------------------------------------------------------------------
@@ -487,21 +590,40 @@ class Dispatch:
         with self.machine.kv.view() as view:  # type: ignore[union-attr]
             if still is not None and not still(view.applied):
                 return False
-            ctx = self.machine.context(view, 0, clock_ms)
-            for run in runs:
+            room = self._room_of(runs[0])
+            view.on_large = room.on_large
+            ctx = self.machine.context(view, 0, clock_ms, room.breathe)
+            for at, run in enumerate(runs):
+                if room.reads <= 0:
+                    self._serve_later(runs[at:])
+                    break
+                room.reads -= run.left
                 self._serve_run(view, ctx, run)
         return True
 
+    @staticmethod
+    def _room_of(run: Run) -> Room:
+        """What the turn of the run's loop has left. Commands of the embedding program run in its own threads."""
+        gather = run.conn.context
+        return Room() if gather is None else gather.room
+
+    @staticmethod
+    def _serve_later(runs: Sequence[Run]) -> None:
+        """In the next turn. What could be served now may be served then: a view that is opened later is fresher."""
+        conn = runs[0].conn
+        conn.context.due += runs
+        conn.loop.wake()
+
     def _serve_run(self, view: View, ctx: Context, run: Run) -> None:
-        if run.is_long(self.machine, view):
-            self._serve_on_worker(run)
-            return
         try:
+            if run.is_long(self.machine, view):
+                raise LongRead
             if not run.execute(self.machine, ctx):
                 run.conn.context.stalled.append(run)
+        except LongRead:
+            self._serve_on_worker(run)
         except StampBehind as behind:
             self.driver.reads.await_stamp(run, behind.due_ms)
-            return
         except FATAL:
             raise
         except Exception:  # as for local commands
@@ -512,10 +634,18 @@ class Dispatch:
         """The whole run on a worker: a view that is opened later is only fresher."""
 
         def work() -> None:
-            started_s = clock.monotonic()
+            started_s, loop = clock.monotonic(), run.conn.loop
+            if run.conn.closed:
+                return
+            gather = run.conn.context
+            if gather is not None and _must_wait(loop, run, started_s):
+                loop.post(lambda: gather.held.append(run))
+                return
             try:
                 with self.machine.kv.view() as view:  # type: ignore[union-attr]
-                    ctx = self.machine.context(view, 0, self.driver.clock_for_reads(), clock.Breather())
+                    breathe = clock.Breather()
+                    view.on_large = lambda _size_bytes: breathe.now()
+                    ctx = self.machine.context(view, 0, self.driver.clock_for_reads(), breathe)
                     done = run.execute(self.machine, ctx)
             except StampBehind as behind:
                 self.driver.reads.await_stamp(run, behind.due_ms)
@@ -529,7 +659,7 @@ class Dispatch:
             if ctx.closing:
                 run.conn.close_after_flush()
             if not done:
-                run.conn.loop.post(lambda: run.conn.context.stalled.append(run))
+                loop.post(lambda: run.conn.context.stalled.append(run))
             self._note_slow(started_s, run)
 
         if not self.pool.submit(work):
@@ -569,7 +699,27 @@ class Dispatch:
             self.unpause()
 
 
+def _must_wait(loop: Loop, run: Run, now_s: float) -> bool:
+    """Is so much of the loop's output unsent that a long read should not add to it now?"""
+    return loop.out_bytes > UNSENT_BYTES_MAX and now_s <= run.since_s + UNSENT_PATIENCE_S
+
+
+def _union(items: Sequence[Request]) -> int:
+    """The flags of these requests together."""
+    union = 0
+    for item in items:
+        union |= item.command.flags  # type: ignore[union-attr]
+    return union
+
+
+def _alike_on_a_low_disk(items: Sequence[Request]) -> tuple[int, bool]:
+    """How many of the first requests share one fate, and whether they are taken: reads and what frees space are."""
+    taken = _shrinks(items[0])
+    return next((at for at, item in enumerate(items) if _shrinks(item) != taken), len(items)), taken
+
+
 def _shrinks(request: Any) -> bool:
+    """Is this request taken when there is little room on the disk?"""
     return not request.command.flags & WRITE or bool(request.command.flags & MAY_SHRINK)
 
 

@@ -32,7 +32,7 @@ from raftdb.commands.machine import Transaction
 from raftdb.commands.table import MAY_SHRINK, WRITE
 from raftdb.errors import CommandError, Damaged, PeerError, Uncertain, Unexecuted
 from raftdb.net.resp import encode_many
-from raftdb.net.wire import Forward, ForwardReply
+from raftdb.net.wire import MESSAGE_BYTES_MAX, Forward, ForwardReply
 from raftdb.node.pending import DISK_LOW, LOST_CONTACT, OVERWRITTEN, TIMED_OUT, Ticket
 from raftdb.types import NodeRef, Role
 
@@ -43,11 +43,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("raftdb.forwarding")
 
 FORWARD_BYTES_MAX: Final = 8 * 1024 * 1024  # gathered into one Forward; one ticket alone may be larger
-REPLY_BYTES_MAX: Final = 64 * 1024 * 1024
+REPLY_BYTES_MAX: Final = MESSAGE_BYTES_MAX - 64 * 1024
 TICKETS_MAX: Final = 4_096
 UNDER_WAY_MAX: Final = 64  # Forwards not answered yet
 
 TOO_LARGE: Final = Uncertain("UNCERTAIN the command was executed, but its reply is too large to be forwarded")
+READ_TOO_LARGE: Final = Unexecuted("TRYAGAIN what was read between writes is too large to be forwarded; read it alone")
 
 
 class Sent:
@@ -64,10 +65,14 @@ class Sent:
 class ForwardedTicket(Ticket):
     """On the leader: the tickets of one Forward, as one. Its answer goes back over the peer connection."""
 
-    __slots__ = ("parts", "peering", "request_id", "sender")
+    __slots__ = ("low", "parts", "peering", "request_id", "sender")
 
-    def __init__(self, peering: Peering, sender: NodeRef, request_id: int, parts: list[tuple[int, list[Any]]]) -> None:
-        items = [item for _, batch in parts for item in batch]
+    def __init__(
+        self, peering: Peering, sender: NodeRef, request_id: int, parts: list[tuple[int, list[Any]]], low: bool = False
+    ) -> None:
+        """`low`: there is little room on the disk; what would take more is left out, and answered with an error."""
+        self.low = low
+        items = [item for _, batch in parts for item in batch if not low or shrinks(item)]
         writes = [item for item in items if is_write(item)]
         size_bytes = sum(size_of(item) for item in items)
         super().__init__(None, 2, items, writes, size_bytes, clock.monotonic())  # type: ignore[arg-type]
@@ -79,15 +84,22 @@ class ForwardedTicket(Ticket):
     def answer(self, replies: Sequence[Any], index: int) -> None:
         if not self.claim():
             return
-        start, answers = 0, []
-        for protocol, items in self.parts:
-            stop = start + len(items)
-            answers.append(encode_many(replies[start:stop], protocol) if protocol else b"")
-            start = stop
-        if sum(map(len, answers)) > REPLY_BYTES_MAX - 65_536:
+        answers = self._encoded(replies)
+        if sum(map(len, answers)) > REPLY_BYTES_MAX:  # what was only read can be read again
+            rows = zip(self.items, replies, strict=True)
+            answers = self._encoded([reply if is_write(item) else READ_TOO_LARGE for item, reply in rows])
+        if sum(map(len, answers)) > REPLY_BYTES_MAX:
             self._send(True, index, ("error", str(TOO_LARGE)))
         else:
             self._send(True, index, ("ok", answers))
+
+    def _encoded(self, replies: Sequence[Any]) -> list[bytes]:
+        """The answers of each client's ticket."""
+        rest, answers = iter(replies), []
+        for protocol, items in self.parts:
+            each = [DISK_LOW if self.low and not shrinks(item) else next(rest) for item in items]
+            answers.append(encode_many(each, protocol) if protocol else b"")
+        return answers
 
     def fail(self, error: CommandError) -> None:
         if not self.claim():
@@ -202,11 +214,11 @@ class Forwarding:
             self._peering.send_to(sender, ForwardReply(forward.request_id, False, 0, payload))
             return
         parts = [self._part(row) for row in _unpacked(forward.payload)]
-        ticket = ForwardedTicket(self._peering, sender, forward.request_id, parts)
-        if self._driver.housekeeper.low and not all(map(shrinks, ticket.writes)):
-            ticket.fail(DISK_LOW)
-        else:
+        ticket = ForwardedTicket(self._peering, sender, forward.request_id, parts, self._driver.housekeeper.low)
+        if ticket.items:
             self._driver.submit([ticket])
+        else:
+            ticket.answer([], self._driver.applied)
 
     def _part(self, row: Any) -> tuple[int, list[Any]]:
         if type(row) is not list or len(row) != 2 or row[0] not in (0, 2, 3) or type(row[1]) is not bytes:

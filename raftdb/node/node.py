@@ -495,6 +495,9 @@ def _plain(data: bytes) -> Any:
 class Call:
     """Commands of the embedding program: the connection, ticket and run that the driver knows, without a socket."""
 
+    context = None  # no loop gathers for it
+    closed = False
+
     def __init__(self, node: Node, requests: list[Any]) -> None:
         self.session = node._session
         self.loop = node.server.loop

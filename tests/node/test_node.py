@@ -120,6 +120,25 @@ def test_pipelines_keep_their_order_whatever_they_mix(start_node: StartNode) -> 
     assert [item if item != b"OK" else True for item in pipeline.execute()] == expected
 
 
+def test_with_little_disk_left_only_the_writes_of_a_mixed_pipeline_are_refused(start_node: StartNode) -> None:
+    node = start_node()
+    with client(node) as db:
+        db.mset({"a": 1, "b": 2, "c": 3})
+        node.housekeeper.min_free_bytes = 1 << 60
+        node.housekeeper._look()
+        with db.pipeline(transaction=False) as pipe:
+            pipe.get("a").set("a", 2).get("a").delete("b").exists("b").incr("n").strlen("c").lrange("l", 0, -1)
+            replies = pipe.execute(raise_on_error=False)
+        assert [str(reply)[:12] if isinstance(reply, Exception) else reply for reply in replies] == [
+            *(b"1", "less than --", b"1", 1, 0, "less than --", 1, []),
+        ]
+        with db.pipeline(transaction=True) as pipe, pytest.raises(redis.ResponseError, match="less than --min-free"):
+            pipe.get("a").set("a", 2).execute()
+        node.housekeeper.min_free_bytes = 0
+        node.housekeeper._look()
+        assert db.set("a", 2)
+
+
 def test_exec_aborts_when_a_watched_key_was_written(start_node: StartNode) -> None:
     node = start_node()
     one, other = client(node), client(node)
@@ -187,6 +206,19 @@ def test_save_and_checkpoint_make_files(start_node: StartNode) -> None:
     assert (node.data.path / "checkpoints" / "mine.dat").exists()
     with pytest.raises(redis.ResponseError):
         connection.execute_command("CHECKPOINT", "../outside.dat")
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "../x", "", "x.part", "a" * 300])
+def test_a_bad_name_of_a_checkpoint_is_the_mistake_of_its_caller_only(start_node: StartNode, name: str) -> None:
+    node = start_node()
+    with client(node) as db:
+        with pytest.raises(redis.ResponseError, match="is not a plain file name"):
+            db.execute_command("CHECKPOINT", name)
+        assert db.info("persistence")["rdb_last_bgsave_status"] == "ok"
+        with pytest.raises(UsageError):  # whoever asks the snapshotter itself
+            node.snapshotter.request(name or "/")
+        assert db.info("persistence")["rdb_last_bgsave_status"] == "ok"
+        db.save()
 
 
 def test_info_and_role_tell_the_truth(start_node: StartNode) -> None:
