@@ -17,6 +17,7 @@ import redis
 from tests.e2e.nemesis import wait_until_member
 from tests.e2e.network import Network
 from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
+from tests.e2e.workload import not_executed
 
 pytestmark = pytest.mark.e2e
 
@@ -133,6 +134,60 @@ def test_a_leader_with_a_full_disk_is_replaced(tmp_path):
             assert client.get("k") == b"v"  # it goes on serving
         filler.unlink()
         wait_for("the node to keep up again", lambda: cramped.digest() == rest[0].digest(), 30)
+
+
+def test_full_disks_on_all_nodes_refuse_writes_and_recover(tmp_path):
+    """Nobody has room to lead: somebody leads all the same, reads and deletes go on, nothing acknowledged is lost."""
+    with contextlib.ExitStack() as stack:
+        disks = [stack.enter_context(small_disk(tmp_path / f"disk{n}", 96)) for n in range(3)]
+        cluster = stack.enter_context(LocalCluster(tmp_path / "c", 3))
+        secret = tmp_path / "cluster.secret"
+        secret.write_text("0123456789abcdef0123456789abcdef\n")
+        secret.chmod(0o600)
+        for node, disk in zip(cluster.nodes, disks, strict=True):
+            node.directory = disk / node.id
+            node.flags += ["--cluster-secret-file", str(secret), "--map-size", "1GiB", "--min-free", "24MiB"]
+            node.flags += ["--keep-bytes", "1MiB", "--snapshot-log-bytes", "8MiB"]
+        cluster.start()
+        leader = cluster.wait_leader()
+        with leader.client() as client:
+            client.set("keep", "me")
+        filled = fill(leader)
+        assert filled > 20
+
+        def refused(node: NodeProcess) -> bool:
+            with node.client(timeout_s=20) as client:
+                try:
+                    client.set("more", b"x" * 1000)
+                except redis.exceptions.OutOfMemoryError:
+                    return True
+                except redis.exceptions.ResponseError as error:
+                    if not not_executed(error):
+                        raise
+                return False
+
+        for node in cluster.nodes:
+            wait_for(f"{node.id} to refuse writes", lambda node=node: refused(node))
+            with node.client(timeout_s=20) as client:
+                assert client.get("keep") == b"me"
+                assert len(client.get("fill0")) == 32_768
+
+        def deleted(number: int) -> bool:
+            """By any node, whoever leads."""
+            with contextlib.suppress(redis.exceptions.ResponseError), cluster.nodes[number % 3].client() as client:
+                client.delete(f"fill{number}")
+                return True
+            return False
+
+        for number in range(filled):
+            wait_for("a delete to be taken", lambda number=number: deleted(number))
+        for node in cluster.nodes:
+            wait_for(f"{node.id} to take writes again", lambda node=node: not refused(node), 60)
+        with leader.client() as client:
+            assert client.get("keep") == b"me"
+            assert client.dbsize() <= 3  # keep, more, and what the harness writes
+        cluster.wait_equal(60)
+        assert all(node.alive for node in cluster.nodes)
 
 
 def test_a_leader_with_a_hung_disk_is_replaced(tmp_path, require):
