@@ -102,7 +102,7 @@ campaign-fuzz: $(VENV)/.installed-dev ## parsers and readers under mutated bytes
 
 # --- real input, figures ----------------------------------------------------------------------------------------------
 
-.PHONY: real-input kill-load failover catch-up round-trip restart-time bench-single bench bench-commands profile
+.PHONY: real-input kill-load failover catch-up install-kills round-trip restart-time bench-single bench bench-commands profile
 real-input: $(VENV)/.installed-dev ## a million commands from the word list through redis-cli --pipe, all read back
 	$(PY) -m tests.e2e.real_input $(ARGS)
 
@@ -114,6 +114,9 @@ failover: $(VENV)/.installed-dev ## thirty kill -9 of the leader of three nodes:
 
 catch-up: $(VENV)/.installed-dev ## a follower away for a million writes, clients faster than the disks: memory is bounded
 	$(PY) -m tests.e2e catch-up $(ARGS)
+
+install-kills: $(VENV)/.installed-dev ## kill -9 at each mutating call of the install of a snapshot; needs strace
+	$(PY) -m tests.e2e install-kills $(ARGS)
 
 round-trip: $(VENV)/.installed-dev ## a million keys of all types into checkpoints of both codecs and back
 	$(PY) -m tests.round_trip $(ARGS)

@@ -5,6 +5,7 @@
     python -m tests.e2e run NAME --seed 7          one run, its directory kept
     python -m tests.e2e failover                   thirty times kill -9 of the leader: how long writes stop
     python -m tests.e2e catch-up                   a follower that was away, clients that pour in: memory is bounded
+    python -m tests.e2e install-kills              kill -9 at each mutating call of the install of a snapshot
     python -m tests.e2e list
 
 Exit code 1 when a run was not clean; its logs and data then stay where the message says.
@@ -24,6 +25,7 @@ import click
 
 from tests.e2e import catch_up as catching_up
 from tests.e2e import failover as failovers
+from tests.e2e import install_kills as installs
 from tests.e2e.nemesis import FAULT_SETS, Report, run_faults
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")
@@ -134,6 +136,18 @@ def catch_up(writes: int, seconds: float, only: tuple[str, ...]) -> None:
     """A follower that was away, clients that pour in more than the disks take. Exit code 1 when memory grew too far."""
     names = list(only or catching_up.PARTS)
     raise SystemExit(0 if catching_up.measure(names, writes, seconds, shutil.which("strace"), commit()) else 1)
+
+
+@main.command("install-kills")
+@click.option("--count", default=0, help="Points, evenly chosen; 0 = all.")
+def install_kills(count: int) -> None:
+    """kill -9 of a follower at each mutating call of the install of a snapshot. Needs strace."""
+    strace = shutil.which("strace")
+    if strace is None:
+        raise click.ClickException("strace is not installed")
+    with tempfile.TemporaryDirectory(prefix="raftdb-install-kills-") as directory:
+        result = installs.run(Path(directory) / "cluster", strace, count)
+    click.echo(f"{result.points} calls of an install; killed at {result.killed}, {result.unreached} not reached; clean")
 
 
 if __name__ == "__main__":

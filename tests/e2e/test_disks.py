@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,25 +12,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.e2e.nemesis import wait_until_member
+from tests.e2e import install_kills
+from tests.e2e.install_kills import SMALL_SNAPSHOTS, load, needs_snapshot
 from tests.e2e.network import Network
 from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
 from tests.e2e.workload import not_executed
 
 pytestmark = pytest.mark.e2e
-
-#: Calls that change what is on the disk.
-MUTATING = "pwrite64,pwritev,write,fdatasync,fsync,rename,renameat,renameat2,unlink,unlinkat,ftruncate,mkdir,rmdir"
-SMALL_SNAPSHOTS = [
-    "--snapshot-entries",
-    "20",
-    "--snapshot-log-bytes",
-    "4096",
-    "--keep-entries",
-    "5",
-    "--keep-bytes",
-    "0",
-]
 
 
 @contextlib.contextmanager
@@ -251,26 +237,6 @@ def test_a_failed_flush_ends_the_process(tmp_path, require):
 # --- snapshots on their way ---
 
 
-def load(node: NodeProcess, keys: int, size_bytes: int, prefix: str = "k") -> None:
-    with node.client() as client:
-        pipe = client.pipeline(transaction=False)
-        for number in range(keys):
-            pipe.set(f"{prefix}{number}", os.urandom(size_bytes))
-            if number % 100 == 99:
-                pipe.execute()
-        pipe.execute()
-
-
-def needs_snapshot(cluster: LocalCluster, behind: int = 1) -> None:
-    """Until the leader has trimmed what a follower at `behind` would need (the older of two snapshots keeps log)."""
-    leader = cluster.wait_leader()
-    with leader.client(timeout_s=30) as client:
-        for number in range(2):
-            client.set("between", str(number))
-            client.execute_command("SAVE")
-    wait_for("the log to be trimmed", lambda: int((leader.info() or {}).get("raft_first_index", 0)) > behind, 60)
-
-
 def test_a_snapshot_cut_at_every_chunk_arrives(tmp_path):
     """The connection dies after every few hundred KiB; the transfer goes on where it was."""
     with LocalCluster(tmp_path, 3, flags=SMALL_SNAPSHOTS, proxied=True) as cluster, Network(cluster) as network:
@@ -303,62 +269,9 @@ def test_a_snapshot_cut_at_every_chunk_arrives(tmp_path):
         cluster.wait_equal()
 
 
-def kill_points(tmp_path: Path, cluster: LocalCluster, follower: NodeProcess, strace: str) -> int:
-    """How many mutating calls a follower makes while it starts and installs a snapshot."""
-    trace = tmp_path / "calls.txt"
-    follower.wrapper = [strace, "-f", "-qq", "-o", str(trace), "-e", f"trace={MUTATING}"]
-    follower.start()
-    wait_until_member(cluster, follower)
-    wait_for("the install", lambda: "installing snapshot" in follower.log)
-    cluster.wait_equal(60)
-    stop_traced(follower)
-    calls = [line for line in trace.read_text(errors="replace").splitlines() if re.search(r"\w\(", line)]
-    per_thread: dict[str, int] = {}
-    for line in calls:
-        per_thread[line.split()[0]] = per_thread.get(line.split()[0], 0) + 1
-    return max(per_thread.values())
-
-
-def stop_traced(node: NodeProcess) -> None:
-    """Kill the node below its strace."""
-    assert node.process is not None
-    children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children").read_text().split()
-    for child in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(child), signal.SIGKILL)
-    node.process.wait(20)
-    node.wrapper = []
-
-
 @pytest.mark.slow
 def test_a_kill_at_any_call_of_an_install_leaves_a_node_that_starts(tmp_path, require):
-    """A sample of the mutating calls between start and the end of an install; each time the node starts again, installs
-    (a second install on top of what the first one left), and is equal to the others."""
-    strace = require("strace")
-    with LocalCluster(tmp_path, 3, flags=SMALL_SNAPSHOTS) as cluster:
-        cluster.start()
-        follower = cluster.followers()[0]
-        empty = tmp_path / "behind"
-        follower.kill()
-        shutil.copytree(follower.directory, empty)
-        load(cluster.wait_leader(), 200, 500)
-        for number in range(60):
-            load(cluster.wait_leader(), 1, 10, f"step{number}-")
-        needs_snapshot(cluster, 10)
-        points = kill_points(tmp_path, cluster, follower, strace)
-        assert points > 20
-        sample = [points * n // 6 for n in range(1, 6)]
-        for point in sample:
-            # Behind again: what was there before the install. Its `starts` are made up for by a fresh directory below.
-            load(cluster.wait_leader(), 60, 200, f"more{point}-")
-            follower.wrapper = [strace, "-f", "-qq", "-o", "/dev/null", "-e", f"trace={MUTATING}"]
-            follower.wrapper += ["-e", f"inject={MUTATING}:signal=SIGKILL:when={point}"]
-            follower.start()
-            with contextlib.suppress(AssertionError):
-                wait_for("the kill", lambda: not follower.alive, 15)
-            stop_traced(follower) if follower.alive else None
-            follower.wrapper = []
-            follower.start()
-            wait_until_member(cluster, follower)
-            cluster.wait_equal(60)
-            follower.kill()
+    """A sample of the calls; `make install-kills` takes all of them."""
+    result = install_kills.run(tmp_path / "cluster", require("strace"), 6)
+    assert result.points > 20
+    assert result.killed >= 3, result

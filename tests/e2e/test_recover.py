@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.install_kills import MUTATING
 from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
-from tests.e2e.test_disks import MUTATING
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
