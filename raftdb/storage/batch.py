@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from heapq import merge
 from itertools import islice
+from operator import add
 from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
@@ -111,6 +112,8 @@ class Batch(Txn):
         self._entry: list[dict[Any, bytes | None]] = [{}, {}, {}, {}, {}, {}, {}, {}]
         self._changed_heads = self._entry[HEADS]
         self._encoded: list[dict[bytes, bytes | None]] = [{}, {}, {}, {}, {}, {}, {}]
+        self._fresh: dict[bytes, bytes] = {}  # values of heads that put_strings() of this entry has encoded
+        self._blind: set[bytes] = set()  # heads overwritten without a look at what LMDB holds; see _looks_needed
         self._undo: list[tuple[int, Any, Any, Any]] = []
         self._filled: dict[int, int] = {}  # space -> steps of the undo list whose preimages are filled in
         self._outcomes: list[bytes] = []
@@ -157,7 +160,7 @@ class Batch(Txn):
         for space in _FOLDED:
             changed = self._entry[space]
             if changed:
-                self._encode(space, list(changed))
+                self._encode_changed(space, changed)
                 for group in self._in_order(changed):
                     digest.update(self._fold_space(space, group))
         for outcome in self._outcomes:
@@ -185,6 +188,16 @@ class Batch(Txn):
             yield group
             self.breathe()
 
+    def _encode_changed(self, space: int, changed: dict[Any, bytes | None]) -> None:
+        fresh = self._fresh
+        if space != HEADS or not fresh:
+            self._encode(space, list(changed))
+            return
+        if len(fresh) < len(changed):
+            self._encode(space, [key for key in changed if key not in fresh])
+        self._encoded[HEADS].update(fresh)
+        self._fresh = {}
+
     def _encode(self, space: int, wanted: list[bytes]) -> None:
         if len(wanted) <= BREATH_RECORDS:
             self._encode_some(space, wanted)
@@ -197,19 +210,11 @@ class Batch(Txn):
         over, encoded = self._over[space], self._encoded[space]
         salt = codec.SALTS[space]
         if space == HEADS:
-            names, index = self._long_names, self.index
-            fixed = codec.string_head(index)
+            names = self._long_names
             for key in wanted:
-                if key not in over:
-                    continue
-                head = over[key]
-                if head is None:
-                    encoded[key] = None
-                elif head[:3] == (STRING, 0, index) and not head[8] and key not in names:
-                    body = fixed + head[3]
-                    encoded[key] = body + crc32c_extend(salt, key + body).to_bytes(4, "little")
-                else:
-                    encoded[key] = encode_head(key, head, names.get(key))
+                if key in over:
+                    head = over[key]
+                    encoded[key] = None if head is None else encode_head(key, head, names.get(key))
             return
         for key in wanted:
             if key in over:
@@ -302,18 +307,35 @@ class Batch(Txn):
         keys_ = [keyspace + blake2b(name, digest_size=6).digest() + name for name in names]
         if max(map(len, keys_)) >= keys.LONG_HEAD_KEY_BYTES:
             keys_ = [self._head_key(db, name) for name in names]
-        self._drop_collections_of(keys_)
-        index, new = self.index, tuple.__new__
         heads = self._heads
-        heads.update(
-            [
-                (key, new(Head, (STRING, 0, index, value, 0, 0, 0, 0, 0)))
-                for key, (_, value) in zip(keys_, pairs, strict=True)
-            ]
-        )
+        if self._looks_needed(keyspace):
+            self._drop_collections_of(keys_)
+        else:
+            base = self._base
+            self._blind.update([key for key in keys_ if key not in heads and key not in base])
+        index, new = self.index, tuple.__new__
+        values = [value for _, value in pairs]
+        heads.update(zip(keys_, [new(Head, (STRING, 0, index, value, 0, 0, 0, 0, 0)) for value in values], strict=True))
         self._changed_heads.update(dict.fromkeys(keys_))
+        if not self._long_names:
+            fixed, salt, extend = codec.string_head(index), codec.SALTS[HEADS], crc32c_extend
+            bodies = [fixed + value for value in values]
+            sums = [extend(salt, key + body).to_bytes(4, "little") for key, body in zip(keys_, bodies, strict=True)]
+            self._fresh.update(zip(keys_, map(add, bodies, sums), strict=True))
+        elif self._fresh:
+            for key in keys_:
+                self._fresh.pop(key, None)
         if len(heads) > OVERLAY_RECORDS_MAX:
             self._flush_space(HEADS)
+
+    def _looks_needed(self, keyspace: bytes) -> bool:
+        """Must a string that is stored know what it overwrites?
+
+        It must if that could have an expiry, whose record goes, or be a collection, which goes to GARBAGE. A keyspace
+        without any expiry in a store that has never had a collection knows it has neither. LMDB tells whether the key
+        was there at all when the head is written.
+        """
+        return self._table[_NEXT_COLLECTION] > 1 or bool(self._keyspace_expiring.get(keyspace, 0))
 
     def _drop_collections_of(self, wanted: list[bytes]) -> None:
         """What these keys hold now is about to be overwritten by strings: collections go to GARBAGE."""
@@ -353,6 +375,7 @@ class Batch(Txn):
         if former is not None and former.collection and drop and (head is None or head.collection != former.collection):
             self.put(GARBAGE, keys.garbage_collection(former.collection), bytes((former.type,)))
         self._undo.append((HEADS, key, old, self._changed_heads.get(key, _MISSING)))
+        self._fresh.pop(key, None)
         heads[key] = head
         self._changed_heads[key] = None
         if len(heads) > OVERLAY_RECORDS_MAX:
@@ -606,14 +629,18 @@ class Batch(Txn):
             return
         self._fill_preimages(space)
         encoded, changed = self._encoded[space], self._entry[space]
-        self._encode(space, [key for key in over if key in changed or key not in encoded])
+        if changed:
+            self._encode_changed(space, changed)
+        if len(encoded) < len(over):
+            self._encode(space, [key for key in over if key not in encoded])
         if changed and space in _FOLDED:
             for key in over:
                 if key in changed:
                     changed[key] = self._fold_part(space, key, encoded[key])
         if space == HEADS:
-            self._flush_derived()
-        self._write(space, {key: encoded[key] for key in over})
+            self._flush_heads(encoded)
+        else:
+            self._write(space, encoded)
         encoded.clear()
         over.clear()
         if len(self._base) > OVERLAY_RECORDS_MAX:
@@ -644,22 +671,49 @@ class Batch(Txn):
         if self._filled:
             self._filled.clear()
 
-    def _flush_derived(self) -> None:
-        """Counts and expiry index: what heads in the overlay change against those in LMDB."""
+    def _flush_heads(self, encoded: dict[bytes, bytes | None]) -> None:
+        """Heads, and what follows from them. LMDB counts the keys that were set without a look."""
+        blind = self._blind
+        if not blind:
+            self._flush_derived()
+            self._write(HEADS, encoded)
+            return
+        if len(keyspaces := {key[:4] for key in blind}) > 1:
+            for key in blind:
+                self._load(key)
+            blind.clear()
+            self._flush_heads(encoded)
+            return
+        known = self._flush_derived()
+        stat, database, keyspace = self._txn.stat, self._dbs[HEADS], keyspaces.pop()
+        before = stat(database)["entries"]
+        self._write(HEADS, encoded)
+        more = stat(database)["entries"] - before - known
+        self._keyspace_keys[keyspace] = self._keyspace_keys.get(keyspace, 0) + more
+        blind.clear()
+
+    def _flush_derived(self) -> int:
+        """Counts and expiry index: what heads in the overlay change against those in LMDB.
+
+        Returns how many keys more there are, but for those that were set without a look.
+        """
         base, ahead = self._base, self._ahead
         expiry: dict[bytes, bytes | None] = {}
         key_count, expiring = self._keyspace_keys, self._keyspace_expiring
+        blind, known = self._blind, 0
         for key, head in self._heads.items():
-            value = ahead.pop(key, None)
-            if value is not None:
+            if key in blind:
+                there, before = head is not None, 0  # nothing is counted here; it had no expiry
+            elif (value := ahead.pop(key, None)) is not None:
                 there, before = True, codec.expiry_of(value)
             else:
                 old = base[key] if key in base else self._load(key)
                 there, before = old is not None, 0 if old is None else old.expiry_ms
             base[key] = head
             if there == (head is None):
-                keyspace = key[:4]
-                key_count[keyspace] = key_count.get(keyspace, 0) + (-1 if there else 1)
+                keyspace, more = key[:4], -1 if there else 1
+                key_count[keyspace] = key_count.get(keyspace, 0) + more
+                known += more
             now = 0 if head is None else head.expiry_ms
             if before != now:
                 keyspace = key[:4]
@@ -671,10 +725,13 @@ class Batch(Txn):
                     expiry[place] = codec.seal(EXPIRY, place, b"")
         if expiry:
             self._write(EXPIRY, expiry)
+        return known
 
     def _write(self, space: int, values: dict[bytes, bytes | None]) -> None:
         database = self._dbs[space]
-        puts = sorted([(key, value) for key, value in values.items() if value is not None])
+        puts = sorted(values.items())  # keys differ, so values are never compared
+        if None in values.values():
+            puts = [row for row in puts if row[1] is not None]
         try:
             if len(puts) <= BREATH_RECORDS:
                 self._txn.cursor(database).putmulti(puts)

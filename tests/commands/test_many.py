@@ -12,7 +12,7 @@ import pytest
 from raftdb.commands import machine
 from raftdb.commands.machine import Item, Request
 from raftdb.errors import CommandError
-from raftdb.storage.kv import GARBAGE, KvStore, state_digest
+from raftdb.storage.kv import GARBAGE, Batch, KvStore, state_digest
 from raftdb.types import Entry, Kind
 
 from .replica import START_MS, Replica
@@ -118,3 +118,61 @@ def test_a_mistake_behind_a_run_undoes_nothing_of_it(pair: tuple[Replica, Replic
     replies = replica.apply(*[replica.request(*argv) for argv in argvs])
     assert isinstance(replies[-1], CommandError)
     assert [replica("GET", f"k{number}") for number in range(20)] == [b"v"] * 20
+
+
+@pytest.mark.parametrize("spoil", [None, b"RPUSH", b"EXPIRE"])
+def test_strings_alone_are_stored_without_a_look(pair: tuple[Replica, Replica], spoil: bytes | None) -> None:
+    """A store that never had a collection, and no expiry: LMDB counts the keys."""
+    rng = random.Random(11)
+    looks = 0
+    original = Batch._read_ahead
+
+    def counted(self: Batch, wanted: list[bytes]) -> list[tuple[bytes, bytes]]:
+        nonlocal looks
+        looks += 1
+        return original(self, wanted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batch, "_read_ahead", counted)
+        index = 0
+        for turn in range(80):
+            argvs = [[b"SET", rng.choice(NAMES), b"%d" % turn] for _ in range(rng.choice((1, 8, 30)))]
+            if turn >= 20:
+                argvs += [rng.choice([[b"DEL", rng.choice(NAMES)], [b"INCR", b"k1"], [b"RENAME", b"k1", b"k2"]])]
+            if turn == 40 and spoil == b"RPUSH":
+                argvs += [[b"RPUSH", b"l", b"1"]]
+            if turn >= 40 and spoil == b"EXPIRE":
+                argvs += [[b"EXPIRE", b"k3", b"100"]]
+            for replica, together in zip(pair, (True, False), strict=True):
+                if together:
+                    index += 1
+                    _apply(replica, index, argvs, batch=replica.kv.batch())
+                else:
+                    with patch.context() as inner:
+                        inner.setattr(machine, "MANY_MIN", 1 << 30)
+                        _apply(replica, index, argvs, batch=replica.kv.batch())
+            assert facts(pair[0].kv) == facts(pair[1].kv), f"after turn {turn}"
+    assert (looks == 0) == (spoil is None)
+
+
+def _apply(replica: Replica, index: int, argvs: list[list[bytes]], batch: Batch) -> None:
+    entry = Entry(index, 1, Kind.COMMANDS, START_MS + index, index, b"", 0)
+    replica.machine.apply(entry, [Request(0, argv, replica.table.find(argv)) for argv in argvs], batch)
+    batch.commit(index, 1, entry.stamp, 0)
+
+
+def test_strings_of_several_databases_in_one_transaction(pair: tuple[Replica, Replica]) -> None:
+    for replica, least in zip(pair, (2, 1 << 30), strict=True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(machine, "MANY_MIN", least)
+            for start in range(0, 60, 20):
+                batch = replica.kv.batch()
+                for at in range(1, 4):
+                    argvs = [[b"SET", b"k%d" % number, b"v"] for number in range(start, start + 30)]
+                    items: list[Item] = [Request(at % 2, argv, replica.table.find(argv)) for argv in argvs]
+                    entry = Entry(start + at, 1, Kind.COMMANDS, START_MS + start + at, 1, b"", 0)
+                    replica.machine.apply(entry, items, batch)
+                batch.commit(start + 3, 1, START_MS + start + 3, 0)
+    assert facts(pair[0].kv) == facts(pair[1].kv)
+    with pair[0].kv.view() as view:
+        assert (view.count(0), view.count(1)) == (70, 70)
