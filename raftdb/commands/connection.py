@@ -456,7 +456,7 @@ def client_no_touch(ctx: LocalContext, mode: str) -> Reply:
     flags=CLIENT,
     since="8.2.0",
     group="connection",
-    summary="Ask for MOVING pushes when leadership is handed over",
+    summary="Accepted for clients that send it; nothing is pushed: every node forwards, so a hand-over fails nobody",
 )
 def client_maint_notifications(ctx: LocalContext, mode: str, _options: list[bytes]) -> Reply:
     ctx.session.maintenance = mode == "ON"

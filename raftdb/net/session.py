@@ -95,7 +95,7 @@ class Session:
         self.readonly = False
         self.reply_mode = "on"  # CLIENT REPLY: "on", "off" or "skip" (the next reply only)
         self.no_touch = False
-        self.maintenance = False  # CLIENT MAINT_NOTIFICATIONS ON: wants MOVING pushes
+        self.maintenance = False  # CLIENT MAINT_NOTIFICATIONS ON: would take MOVING pushes
         if consistency is not None:
             self.consistency = consistency
         self.clear_transaction()
