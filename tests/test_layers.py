@@ -98,7 +98,7 @@ RULES = (
         frozenset({"hiredis", "rich"}),
     ),
     Rule(
-        "| 4 | tools | storage, commands (machine, table), format, config, layer 0;"
+        "| 4 | tools | storage, commands (machine, table, glob), format, config, layer 0;"
         " never node or net, so that it works on a dead node |",
         ("tools",),
         (
@@ -106,6 +106,7 @@ RULES = (
             "raftdb.storage",
             "raftdb.commands.machine",
             "raftdb.commands.table",
+            "raftdb.commands.glob",
             "raftdb.format",
             "raftdb.config",
             *LAYER_0,

@@ -16,6 +16,9 @@ tools/output.py.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,6 +33,10 @@ from raftdb.errors import UsageError
 
 from . import output, reading
 
+#: The escapes in which keys are shown.
+_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b", b'"': b'"', b"\\": b"\\"}
+_ESCAPE = re.compile(rb'\\(x[0-9a-fA-F]{2}|[nrtab"\\])')
+_NO_ESCAPE = re.compile(rb'(?<!\\)(?:\\\\)*\\(?!x[0-9a-fA-F]{2}|[nrtab"\\])')
 DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="JSON for programs instead of text.")
 DATABASE = click.option("--db", type=click.IntRange(0, 15), help="Only this database.")
@@ -91,12 +98,13 @@ def log(
         raise UsageError("--tail and FIRST LAST say the same thing twice")
     wanted = reading.Wanted(term, name.upper().encode() if name else None, argument_bytes(key), db)
     damaged = 0
-    for row in reading.log_rows(directory, first, last, tail, wanted, follow):
-        damaged += row.damage is not None
-        if as_json:
-            output.print_json(row.facts())
-        else:
-            click.echo(row.text())
+    with contextlib.suppress(*([KeyboardInterrupt] if follow else [])):  # how following ends
+        for row in reading.log_rows(directory, first, last, tail, wanted, follow):
+            damaged += row.damage is not None
+            if as_json:
+                output.print_json(row.facts())
+            else:
+                click.echo(row.text())
     if damaged:
         output.fail("raftdb-dump", f"{damaged} damaged entries", output.EXIT_DAMAGED)
 
@@ -122,7 +130,7 @@ def kv(
     if key is not None:
         rows = reading.key_rows(directory, db or 0, argument_bytes(key) or b"", limit)
     else:
-        rows = reading.keyspace_rows(directory, db, argument_bytes(pattern), kind, limit)
+        rows = reading.keyspace_rows(directory, db, os.fsencode(pattern) if pattern is not None else None, kind, limit)
     output.print_all(rows, as_json, reading.row_text)
 
 
@@ -153,7 +161,7 @@ def verify(path: Path, as_json: bool) -> None:
         if as_json:
             output.print_json(finding)
         else:
-            click.echo(f"{text.safe(finding.place)}: {text.safe(finding.what)}{' (note)' if finding.note else ''}")
+            click.echo(finding.text())
     if damaged:
         output.fail("raftdb-dump", f"{path}: {damaged} findings", output.EXIT_DAMAGED)
     if not as_json:
@@ -172,16 +180,13 @@ def print_table(rows: Iterable[tuple[str, str, str]]) -> None:
 
 
 def argument_bytes(argument: str | None) -> bytes | None:
-    r"""The bytes of a command line argument: as they were typed; `\xff` and `\n` stand for what cannot be typed."""
+    r"""The bytes of a command line argument: as they were typed; `\xff`, `\n`, `\\` stand for what cannot be typed."""
     if argument is None:
         return None
-    raw = argument.encode("utf-8", "surrogateescape")
-    if b"\\" not in raw:
-        return raw
-    try:
-        return raw.decode("unicode_escape").encode("latin-1")
-    except UnicodeError:
-        raise UsageError(f"{text.safe(argument)}: not a valid escape") from None
+    raw = os.fsencode(argument)
+    if _NO_ESCAPE.search(raw):
+        raise UsageError(f'{text.safe(argument)}: a backslash begins \\xHH, \\n, \\r, \\t, \\a, \\b, \\" or \\\\')
+    return _ESCAPE.sub(lambda found: _ESCAPES.get(found[1]) or bytes((int(found[1][1:], 16),)), raw)
 
 
 if __name__ == "__main__":

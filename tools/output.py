@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -29,6 +30,8 @@ def plain(value: Any) -> Any:
             return {"base64": base64.b64encode(value).decode("ascii")}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return {name: plain(getattr(value, name)) for name in value._fields}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -38,7 +41,7 @@ def plain(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """One object on one line. Not-a-number and infinities (scores) become text: JSON has no word for them."""
-    print(json.dumps(plain(value), ensure_ascii=False, allow_nan=True))
+    print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False))
 
 
 def print_all(records: Iterable[Any], as_json: bool, text: Callable[[Any], str]) -> None:

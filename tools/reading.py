@@ -6,7 +6,6 @@ A damaged entry is a row like any other, so that what lies behind it is shown to
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import re
 import time
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from raftdb import format as text
+from raftdb.commands import glob
 from raftdb.commands.machine import Machine
 from raftdb.commands.table import Table, builtin_table
 from raftdb.errors import Damaged, EntryDamaged, RaftdbError, UsageError
-from raftdb.storage import datadir, kvstate, snapshot, verify
+from raftdb.storage import datadir, keys, kvstate, snapshot, verify
 from raftdb.storage.kv import DATABASES, HASH, LIST, SET, STRING, ZSET, Head, KvStore, View
 from raftdb.storage.log import Log
 from raftdb.types import Entry, Kind, Member
@@ -32,6 +32,8 @@ FOLLOW_WAIT_S: Final = 0.2
 #: Commands that change keys which they do not name, as a key's history has to show them.
 _WHOLE_DATABASE: Final = frozenset({b"FLUSHDB"})
 _ALL_DATABASES: Final = frozenset({b"FLUSHALL", b"SWAPDB"})
+#: Commands whose keys may lie in another database as well.
+_OTHER_DATABASE: Final = frozenset({b"MOVE", b"COPY"})
 
 Facts = dict[str, Any]
 Decode = Callable[[bytes], list[Any]]
@@ -237,7 +239,7 @@ def open_log(directory: Path) -> Log:
 def log_rows(
     directory: Path, first: int | None, last: int | None, tail: int | None, wanted: Wanted, follow: bool
 ) -> Iterator[LogRow]:
-    """The rows of a range, cut to what is kept; with `follow` the generator ends only by KeyboardInterrupt."""
+    """The rows of a range, cut to what is kept; with `follow` it goes on until somebody interrupts."""
     log = open_log(directory)
     try:
         table = builtin_table()
@@ -255,8 +257,6 @@ def log_rows(
             time.sleep(FOLLOW_WAIT_S)
             log.refresh()
             low = max(low, log.first)
-    except KeyboardInterrupt:
-        return
     finally:
         log.close()
 
@@ -308,7 +308,7 @@ def concerns(request: Any, wanted: Wanted, table: Table) -> bool:
     if wanted.command is not None and name != wanted.command:
         return False
     everywhere = name in _ALL_DATABASES
-    if wanted.db is not None and request.db != wanted.db and not everywhere:
+    if wanted.db not in (None, request.db) and not everywhere and name not in _OTHER_DATABASE:
         return False
     if wanted.key is None or everywhere or name in _WHOLE_DATABASE:
         return True
@@ -371,12 +371,14 @@ def _page(store: KvStore, db: int, from_hash: int) -> tuple[list[tuple[bytes, He
     return page, 0, False
 
 
-def _glob(pattern: bytes | None) -> Any:
-    """A matcher for Redis' patterns: `*`, `?`, `[ab]`, `[^a]`."""
+def _glob(pattern: bytes | None) -> Callable[[bytes], object]:
+    """A matcher for Redis' patterns. Raises UsageError for one that is too long."""
     if pattern is None:
         return lambda name: True
-    regex = re.compile(fnmatch.translate(pattern.decode("latin-1").replace("[^", "[!")))
-    return lambda name: regex.match(name.decode("latin-1")) is not None
+    try:
+        return glob.matcher(pattern)
+    except RaftdbError as error:
+        raise UsageError(str(error)) from None
 
 
 def key_facts(db: int, name: bytes, head: Head, stamp: int) -> Facts:
@@ -479,11 +481,87 @@ def _snapshot_row(row: snapshot.Row, stamp: int) -> Facts:
 
 # --- verify ---------------------------------------------------------------------------------------------------------
 
+#: What a finding means for the node, by the beginning of its place.
+_MEANINGS: Final = (
+    ("log entry", "when the node needs it, it gets it from another member, or alone out of its data if that has it"),
+    ("log", "the node does not start: move the directory away and start with -o, or alone from a backup with -l"),
+    (
+        "kv",
+        "a copy of what snapshot and log hold: stop the node and delete kv and kv.current, the next start rebuilds it",
+    ),
+    ("snapshots", "no node can start from this file: the one before it is used; CHECKPOINT makes another"),
+    ("checkpoints", "no cluster can be started from this file"),
+    ("identity", "the node does not start: put the file back, or move the directory away and start with -o"),
+)
 
-def findings(path: Path) -> Iterator[verify.Finding]:
+
+_RECORD: Final = re.compile(r"^(heads|fields|items|scores|expiry|garbage|meta) record ([0-9a-f]*)$")
+RECORD_KEY_BYTES: Final = 40  # of a longer key the place of a finding names so many
+
+
+class Told(NamedTuple):
+    """A finding in full."""
+
+    place: str
+    what: str
+    meaning: str
+    note: bool
+    index: int | None = None  # type: ignore[assignment]  # of a log entry; hides tuple.index
+
+    def text(self) -> str:
+        if self.note:
+            return f"{text.safe(self.place)}: {text.safe(self.what)} (note)"
+        return f"{text.safe(self.place)}: {text.safe(self.what)}" + (f" ({self.meaning})" if self.meaning else "")
+
+
+def findings(path: Path) -> Iterator[Told]:
     """Of a data directory or a snapshot file. Raises UsageError when it is neither."""
     if path.is_dir():
-        return verify.verify_directory(path)
-    if path.is_file():
-        return verify.verify_snapshot(path)
-    raise UsageError(f"{path}: no such file or directory")
+        for finding in itertools.chain(verify.verify_directory(path), _checkpoint_findings(path)):
+            yield told(finding, path)
+    elif path.is_file():
+        for finding in verify.verify_snapshot(path):
+            yield Told(
+                finding.place, finding.what, "no node and no cluster can be started from this file", finding.note
+            )
+    else:
+        raise UsageError(f"{path}: no such file or directory")
+
+
+def _checkpoint_findings(path: Path) -> Iterator[verify.Finding]:
+    """The files that people asked for; what has a temporary name is being written."""
+    directory = path / "checkpoints"
+    for file in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if file.is_file() and not file.name.startswith(".") and file.suffix not in (".part", ".tmp"):
+            try:
+                yield from (
+                    finding._replace(place=f"checkpoints/{finding.place}") for finding in verify.verify_snapshot(file)
+                )
+            except UsageError:
+                yield verify.Finding(f"checkpoints/{file.name}", "is not a snapshot of raftdb", note=True)
+
+
+def _record_place(found: re.Match[str]) -> str:
+    """`kv key colour`, `kv field f of collection 12`, instead of the bytes of a record's key in LMDB."""
+    space, data = found[1], bytes.fromhex(found[2])
+    start = {"heads": keys.HEAD_PREFIX_BYTES, "fields": keys.FIELD_PREFIX_BYTES, "scores": keys.SCORE_PREFIX_BYTES}
+    start["expiry"] = keys.EXPIRY_PREFIX_BYTES
+    if space not in start or len(data) < start[space]:
+        return f"kv {found[0]}"
+    name = text.quote(data[start[space] :]) + ("..." if len(data) == RECORD_KEY_BYTES else "")
+    collection = int.from_bytes(data[:8], "big")
+    if space == "heads":
+        return f"kv key {name}"
+    if space == "expiry":
+        return f"kv expiry of key {name}"
+    return f"kv {'field' if space == 'fields' else 'member'} {name} of collection {collection}"
+
+
+def told(finding: verify.Finding, path: Path) -> Told:
+    """With its place inside of the directory, and its meaning."""
+    place = _RECORD.sub(_record_place, finding.place.removeprefix(f"{path}/"))
+    if place.partition(",")[0].endswith(".dat") and "/" not in place:
+        place = f"snapshots/{place}"
+    what = "there is no such file" if "[Errno 2]" in finding.what else finding.what
+    meaning = next((meaning for begin, meaning in _MEANINGS if place.startswith(begin)), "")
+    return Told(place, what, "" if finding.note else meaning, finding.note, finding.index)

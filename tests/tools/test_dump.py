@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import pytest
 
 from raftdb.commands.machine import Machine, Request, Transaction
 from raftdb.commands.table import builtin_table
-from raftdb.storage import datadir
+from raftdb.errors import UsageError
+from raftdb.storage import datadir, keys, snapshot, verify
 from raftdb.storage.checksum import chain_of
 from raftdb.storage.datadir import DataDir
 from raftdb.types import Entry, HardState, Kind, Member, Membership, NodeRef, Persist
-from raftdb_tools import dump, output
+from raftdb_tools import dump, output, reading
 
 STAMP = 1_795_442_709_250
 ME = NodeRef("n1", 0x0BADCAFE_00000001)
@@ -47,15 +49,15 @@ BATCHES: list[list] = [
 ]
 
 
-def write(directory: Path) -> Path:
-    """A directory with a no-op, the batches above and a snapshot of nothing; closed cleanly."""
+def write(directory: Path, batches: list[list] = BATCHES) -> Path:
+    """A directory with a no-op and these batches, one per entry; closed cleanly."""
     member = Member(*ME, "127.0.0.1:6379", "127.0.0.1:6380", True)
     members = Membership(0, (member,))
     DataDir.create(directory, node_id="n1", cluster_id="c" * 32, incarnation=ME.incarnation, membership=members)
     data = DataDir.open(directory)
     machine = Machine(builtin_table())
     entries, chain = [], data.log.chain(0)
-    for index, items in enumerate([None, *BATCHES], 1):
+    for index, items in enumerate([None, *batches], 1):
         kind, payload = (Kind.NOOP, b"") if items is None else (Kind.COMMANDS, machine.encode(items))
         chain = chain_of(chain, index, 1 + index // 4, kind, STAMP + index, index, payload)
         entries.append(Entry(index, 1 + index // 4, kind, STAMP + index, index, payload, chain))
@@ -227,6 +229,88 @@ def test_a_flipped_bit_is_found_and_the_rest_is_shown(run, made, tmp_path):
     assert run("verify", directory).code == 5
 
 
+def flip(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+def test_verify_tells_place_and_meaning_of_each_finding(run, made, tmp_path):
+    directory = tmp_path / "data"
+    shutil.copytree(made, directory)
+    data = DataDir.open(directory)
+    (directory / "checkpoints").mkdir()
+    with data.kv.view() as view:
+        for file in (directory / "checkpoints" / "mine.dat", tmp_path / "alone.dat"):
+            snapshot.write(view, file, node_id="n1", cluster_id="c")
+    data.close(clean=True)
+    assert run("verify", directory).lines == [f"{directory}: sound"]
+    assert run("verify", tmp_path / "alone.dat").code == 0
+
+    flip(directory / "identity", 20)
+    flip(
+        datadir.log_path(directory) / "data.mdb",
+        (datadir.log_path(directory) / "data.mdb").read_bytes().index(b"RPUSH"),
+    )
+    flip(
+        datadir.kv_path(directory) / "data.mdb",
+        (datadir.kv_path(directory) / "data.mdb").read_bytes().rindex(b"redish"),
+    )
+    flip(directory / "checkpoints" / "mine.dat", 100)
+    (directory / "checkpoints" / "notes.txt").write_text("not a snapshot")
+    shown = run("verify", directory)
+    assert shown.code == 5
+    found = dict(line.split(": ", 1) for line in shown.lines)
+    assert found["identity"].startswith("checksum does not match (the node does not start")
+    assert found["log entry 3"].startswith(
+        "checksum does not match (when the node needs it, it gets it from another member"
+    )
+    assert found["kv key colour"].startswith("checksum does not match (a copy of what snapshot and log hold: stop the")
+    assert found["kv database 0"].startswith("has 5 keys, its count says 6 (")
+    (checkpoint,) = (text for place, text in found.items() if place.startswith("checkpoints/mine.dat, bytes "))
+    assert "no cluster can be started from this file" in checkpoint
+    assert found["checkpoints/notes.txt"] == "is not a snapshot of raftdb (note)"
+    assert shown.error == f"raftdb-dump: {directory}: 5 findings\n"
+
+    rows = run("verify", directory, "--json").json
+    assert all(row.keys() == {"place", "what", "meaning", "note", "index"} for row in rows)
+    assert [row["index"] for row in rows if row["place"].startswith("log entry")] == [3]
+
+    flip(tmp_path / "alone.dat", 100)
+    alone = run("verify", tmp_path / "alone.dat")
+    assert (alone.code, len(alone.lines)) == (5, 1)
+    assert re.match(r"alone.dat, bytes \d+ to \d+: checksum does not match \(no node", alone.lines[0])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "keys"),
+    [(r"a\*b", {"a*b"}), ("a*b", {"a*b", "axb"}), ("a[*x]b", {"a*b", "axb"}), ("a[^x]b", {"a*b"}), (r"\x41*", {"x41"})],
+)
+def test_patterns_are_those_of_scan(run, tmp_path, pattern, keys):
+    directory = write(tmp_path / "data", [[request("SET a*b 1"), request("SET axb 2"), request("SET x41 3")]])
+    assert {row["key"] for row in run("kv", directory, "--match", pattern, "--json").json} == keys
+
+
+def test_the_history_of_a_key_that_came_from_another_database(run, tmp_path):
+    lines = [request("SET k 1", db=2), request("MOVE k 3", db=2), request("SET k 1", db=4)]
+    directory = write(tmp_path / "data", [lines])
+    (row,) = run("log", directory, "--key", "k", "--db", "3", "--json").json
+    assert [command["argv"][0] for command in row["commands"]] == ["MOVE"]
+
+
+def test_places_of_records_are_told_in_names():
+    def place(space: str, key: bytes) -> str:
+        return reading.told(verify.Finding(f"{space} record {key[:40].hex()}", "x"), Path("data")).place
+
+    assert place("fields", keys.field(7, b"f 1")) == 'kv field "f 1" of collection 7'
+    assert place("scores", keys.score(7, 1.5, b"m")) == "kv member m of collection 7"
+    head = keys.head(b"\0\0\0\1", b"colour")
+    assert (place("heads", head), place("expiry", keys.expiry(head, 5))) == ("kv key colour", "kv expiry of key colour")
+    assert place("heads", keys.head(b"\0\0\0\1", b"a" * 50)) == f"kv key {'a' * 30}..."
+    assert place("items", keys.item(7, -1)) == f"kv items record {keys.item(7, -1).hex()}"
+    assert place("heads", b"") == "kv heads record "
+
+
 def corrupted(data: bytes, chance: random.Random) -> bytes:
     """One of the ways in which a file goes wrong."""
     way = chance.randrange(4)
@@ -296,6 +380,10 @@ def test_errors_are_one_printable_line(capsys):
 
 
 def test_arguments_name_any_bytes():
+    assert dump.argument_bytes('\\"\\\\x41\\t') == b'"\\x41\t'
+    for wrong in ("\\*", "\\", "\\x4", "a\\\\\\q"):
+        with pytest.raises(UsageError, match="a backslash begins"):
+            dump.argument_bytes(wrong)
     assert dump.argument_bytes("plain") == b"plain"
     assert dump.argument_bytes("grün") == "grün".encode()
     assert dump.argument_bytes("\\xff\\n\\\\") == b"\xff\n\\"
