@@ -17,10 +17,10 @@ def seeds_of(text: str) -> range:
 
 def plant_bug(name: str) -> None:
     if name:
-        from tests.sim.mutants import ALL
+        from tests.sim.mutants import MUTANTS
         from tests.sim.mutate import plant
 
-        plant(next(mutant for mutant in ALL if mutant.name == name).patches)
+        plant(next(mutant for mutant in MUTANTS if mutant.name == name).patches)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -137,8 +137,13 @@ class Faults:
             self.part(leader.id, others, 0, 3 * least)
         elif kind == 2:  # first one voter loses it and wants an election, then another, who has perhaps just restarted
             half = len(others) // 2
-            self.part(leader.id, others[:half], 0, 5 * least)
             wait = int(2 * least * self.rng.random()) + least // 2
+            lull = 0
+            if self.rng.random() < 0.5:  # nobody writes meanwhile: the first misses nothing, and may win
+                lull = 20 * world.settings.delay
+                world.hush = world.now + lull + wait
+            self.part(leader.id, others[:half], lull, 5 * least)
+            wait += lull
             self.part(leader.id, others[half:], wait, 3 * least)
             if self.rng.random() < 0.6:
                 for other in others[half:]:
@@ -147,17 +152,26 @@ class Faults:
         elif kind == 4 and others:  # a follower dies while it is answered, and asks again at once in its next life
             victim, delay = others[0], world.settings.delay
             world.later(0, world.draw_read, victim, False)
-            death = int(delay * (2 + 4 * self.rng.random()))
-            world.later(death, world.do_crash, victim, self.rng.getrandbits(32), False)
-            world.later(death + 1, world.do_start, victim)
+            death = 0
+            for _ in range(1 + self.rng.randrange(3)):  # (the first question of one life, the first of the next)
+                death += int(delay * (2 + 6 * self.rng.random()))
+                power = self.rng.random() < 0.5
+                world.later(death, world.do_crash, victim, self.rng.getrandbits(32), power)
+                world.later(death + 1, world.do_start, victim)
         elif others:  # it hands over, and hears nothing of what becomes of that
             world.later(0, world.do_transfer, leader.id, others[0])
             pairs = tuple((other, leader.id) for other in others)
             delay = self.rng.randrange(2 * world.settings.delay + 1)
             world.later(delay, world.do_cut, pairs)
             world.later(delay + 3 * least, world.do_heal, pairs)
+        wait = max(0, world.hush - world.now)
         for _ in range(10):
-            world.later(int(3 * least * self.rng.random()), world.draw_read, leader.id, True)
+            world.later(wait + int(3 * least * self.rng.random()), world.draw_read, leader.id, True)
+        for _ in range(4):  # whoever leads by then
+            span = wait + int(3 * least * self.rng.random())
+            for other in others:
+                world.later(span, world.draw_write, other)
+                world.later(span, world.draw_read, other, True)
 
     def part(self, node_id: str, others: list[str], delay: int, span: int) -> None:
         """Cut the links between one node and others."""
@@ -187,6 +201,8 @@ class Faults:
         """One change of the members, asked of the leader (or of somebody who no longer is)."""
         world, leader = self.world, self.world.leader()
         if leader is not None:
+            if self.rng.random() < 0.2:
+                world.later(0, world.do_ghost, leader.id)
             change = self._change(leader)
             if change is not None:
                 world.later(0, world.do_change, leader.id, change)
@@ -269,7 +285,7 @@ class Faults:
         world = self.world
         ref = world.refs[self.victim()]
         backup = world.backups.get(ref)
-        if backup is None or self.rng.random() < 0.3:
+        if backup is None or self.rng.random() < 0.15:
             world.later(0, world.do_backup, ref.id)
         elif world.noticed(ref, backup):
             world.later(0, world.do_restore, ref.id)

@@ -34,6 +34,13 @@ ENOUGH_PER_THOUSAND_SEEDS = {
     "damages": 40,
     "spoiled": 8,
     "encoded": 20_000,
+    "flooded": 100,
+    "grown": 45,
+    "replaced": 28,
+    "flipped": 12,
+    "read everywhere": 50,
+    "kept": 14,
+    "came back": 29,
 }
 UNSETTLED_MAX_PER_THOUSAND_SEEDS = 40  # runs whose faults left no majority that could be asked to heal
 

@@ -73,6 +73,7 @@ class Judge:
         self.proved = 0  # committed index for which a leader's majority was counted
         self.memberships: dict[int, Membership] = {0: formed}  # index << 64 | term -> members
         self.removed: dict[NodeRef, int] = {}  # removed for good -> the term in which that was committed
+        self.starts: dict[NodeRef, int] = {}  # of the newest life
         self.acknowledged = 0  # every later linearizable read sees at least this index
         self.counts = dict.fromkeys(COUNTERS, 0)
         self.checks = {
@@ -263,6 +264,14 @@ class Judge:
         if node.quarantined and (holes := node.known_holes()):
             raise Violation("I21", f"{node.id} leads though {holes} is damaged")
 
+    def started(self, node: SimNode) -> None:
+        """A new life of a data directory shows more starts than any before: contexts and connections are told apart by
+        that."""
+        starts = node.disk.log.starts
+        if starts <= self.starts.get(node.ref, 0):
+            raise Violation("starts", f"{node.id} starts and shows {starts} starts, as before")
+        self.starts[node.ref] = starts
+
     # --- commit and apply -------------------------------------------------------------------------------------------
 
     def commit(self, node: SimNode, index: int) -> None:
@@ -274,8 +283,8 @@ class Judge:
         entry = node.entry(index)
         if entry is not None and entry.chain != self.committed_chains[index]:
             raise Violation("I9", f"{node.id} takes {index}@{entry.term} for committed; {self.terms[index]} was")
-        if node.core.role is Role.LEADER and node.core.term == node.term and index > self.proved:
-            self.prove(node, index)
+        if index > self.proved and self.leaders.get(node.core.term) == node.ref:
+            self.prove(node, index)  # (it may have resigned in the same step: committing its removal was its last duty)
 
     def extend(self, node: SimNode, index: int) -> None:
         """The first node to learn that more is committed."""
@@ -411,4 +420,11 @@ COUNTERS = (
     "spoiled",
     "encoded",
     "unsettled",
+    "flooded",
+    "grown",
+    "replaced",
+    "flipped",
+    "read everywhere",
+    "kept",
+    "came back",
 )

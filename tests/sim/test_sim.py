@@ -12,12 +12,14 @@ from raftdb.types import Entry, HardState, Kind, Membership, NodeRef, Persist
 from tests.sim import gates, hunt
 from tests.sim.disk import Disk, LostEntry, SimLog, chain_of
 from tests.sim.faults import member
-from tests.sim.mutants import ALL, MUTANTS
+from tests.sim.liveness import Calm
+from tests.sim.mutants import MUTANTS
 from tests.sim.mutate import Patch, PatchFailed, patched
 from tests.sim.runner import Total, run_seeds
 from tests.sim.scope import SEARCHES, Search, search
 from tests.sim.settings import draw
 from tests.sim.shrink import fails, record
+from tests.sim.world import World
 
 FORMED = Membership(0, tuple(member(NodeRef(name, 1), True) for name in ("n1", "n2", "n3")))
 
@@ -78,7 +80,7 @@ def test_a_run_can_be_replayed_from_its_events() -> None:
 
 def test_every_patch_still_applies() -> None:
     """Each piece of source is found exactly once, and what comes out compiles."""
-    for mutant in ALL:
+    for mutant in MUTANTS:
         for module in {patch.module for patch in mutant.patches}:
             path = hunt.ROOT.joinpath(*module.split(".")).with_suffix(".py")
             source = patched(path.read_text(), [patch for patch in mutant.patches if patch.module == module])
@@ -96,15 +98,46 @@ def test_there_are_enough_mutants_and_all_were_caught() -> None:
     known = hunt.load()
     assert len(MUTANTS) >= 40
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
-    assert [mutant.name for mutant in MUTANTS if mutant.name not in known or not known[mutant.name].seeds] == []
+    assert [mutant.name for mutant in MUTANTS if mutant.name not in known or not known[mutant.name].rule] == []
+    for mutant in MUTANTS:
+        row = known[mutant.name]
+        assert row.seeds or (row.rule == hunt.TRANSCRIPT and mutant.script), mutant.name
 
 
-@pytest.mark.parametrize("name", ["vote-not-persisted", "older-term-commits", "read-before-noop", "rollback-forgotten"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vote-not-persisted",
+        "older-term-commits",
+        "read-before-noop",
+        "rollback-forgotten",
+        "duties-starved-by-reads",
+        "lease-before-noop",
+    ],
+)
 def test_a_planted_bug_is_caught_by_its_stored_seeds(name: str) -> None:
     """(All of them: `python -m tests.sim mutants --stored`.)"""
     (mutant,) = (m for m in MUTANTS if m.name == name)
-    catch = hunt.hunt(mutant, hunt.load()[name].seeds, 20.0)
+    catch = hunt.hunt(mutant, hunt.load()[name], 20.0)
     assert catch.rule, name
+
+
+def test_a_flip_is_asked_to_be_healed_only_where_a_whole_majority_is_left() -> None:
+    """Once the faults have stopped, what was under way damages nothing; `flip` does, on a node that can be spared."""
+    world = World(draw(3)._replace(voters=3, spares=0), script=[])
+    world.start()
+    for node_id in world.ids:
+        world.do_start(node_id)
+    log = world.disks[world.refs["n1"]].log
+    log.append(entries(1, 3, 1))
+    world.do_quiet()
+    world.do_damage("n1", 2)
+    assert not log.damaged
+    assert Calm(world, ["n1", "n2", "n3"]).spares_one("n1")
+    assert not Calm(world, ["n1", "n2"]).spares_one("n1")
+    world.do_last_damage("n1", 2)
+    assert log.damaged == {2}
+    assert not Calm(world, ["n1", "n2", "n3"]).spares_one("n2")
 
 
 # --- the small scope --------------------------------------------------------------------------------------------------

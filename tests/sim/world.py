@@ -18,7 +18,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
-from raftdb.consensus.core import Change, CoreConfig
+from raftdb.consensus.core import Change, ChangeKind, CoreConfig
 from raftdb.consensus.handshake import refusal
 from raftdb.consensus.messages import Envelope, Message
 from raftdb.net.wire import Codec
@@ -53,7 +53,7 @@ class Client:
 class Op:
     """One operation of a client."""
 
-    __slots__ = ("began", "client", "committed", "done", "failed", "index", "key", "lease", "read", "token")
+    __slots__ = ("began", "by", "client", "committed", "done", "failed", "index", "key", "lease", "read", "token")
 
     def __init__(self, client: int, key: int, read: bool, lease: bool, began: int, token: int) -> None:
         self.client = client
@@ -66,6 +66,7 @@ class Op:
         self.failed = False  # the client was told that it is certainly not executed
         self.index = 0  # committed there
         self.committed = 0  # the event at which that was known first
+        self.by = ""  # the node that answered a read
 
 
 class World:
@@ -83,6 +84,7 @@ class World:
         self.recorded: list[Event] | None = [] if record else None
         self.sent: dict[tuple[NodeRef, NodeRef, Message], int] = {}  # replay: all that was sent, and in which life
         self.quiet = False  # the liveness phase: no new faults
+        self.hush = 0  # until then clients begin nothing
 
         ids = [f"n{n}" for n in range(1, settings.voters + settings.spares + 1)]
         formed = Membership(0, tuple(member(NodeRef(i, 1), True) for i in ids[: settings.voters]))
@@ -195,7 +197,11 @@ class World:
     def do_quiet(self) -> None:
         """The liveness phase begins: no new faults, quick disks, and the members stay as they are."""
         self.quiet = True
-        self.config = self.config._replace(promote_learners=False)
+        self.do_promote(False)
+
+    def do_promote(self, promote: bool) -> None:
+        """From now on leaders make voters of learners that have caught up, or leave them what they are."""
+        self.config = self.config._replace(promote_learners=promote)
         for node in self.nodes.values():
             if node is not None:
                 node.core.config = self.config
@@ -231,7 +237,9 @@ class World:
             return
         node = SimNode(self, ref, self.disks[ref], self.config, life, self.rates[node_id])
         self.nodes[node_id] = node
-        if ref in self.restored:
+        if ref not in self.restored:
+            self.judge.started(node)
+        else:
             self.start_restored(node)
             if node_id in self.halted:
                 return
@@ -329,13 +337,25 @@ class World:
         self.halted.pop(node_id, None)
 
     def do_damage(self, node_id: str, index: int) -> None:
-        """A bit of this entry's record flips."""
-        if self.quiet:
-            return  # the faults have stopped; this one was under way
+        """A bit of this entry's record flips.
+
+        Not once the faults have stopped: the majority that is then chosen is one of whole disks and may have nobody to
+        spare; with a damaged disk in it nobody can be elected, and none should be (seed 1255554015 of c939a52: of three
+        voters one was cut off, and this was one of the other two). What is asked after that is a flip for which a whole
+        majority is left: liveness.flip.
+        """
+        if not self.quiet:
+            self.damage(node_id, index)
+
+    def damage(self, node_id: str, index: int) -> None:
         log = self.disks[self.refs[node_id]].log
         if log.first <= index <= log.last:
             log.damaged.add(index)
             self.judge.counts["damages"] += 1
+
+    def do_last_damage(self, node_id: str, index: int) -> None:
+        """As `do_damage`, in the liveness phase: nothing else is under way any more."""
+        self.damage(node_id, index)
 
     def do_spoil(self, node_id: str) -> None:
         """The state is lost, kv and snapshots; the log is there, but does not reach back far enough."""
@@ -523,6 +543,9 @@ class World:
     def draw_op(self, number: int) -> None:
         """A client begins an operation."""
         client, s, rng = self.clients[number], self.settings, self.rng
+        if self.now < self.hush:
+            self.later(self.hush - self.now, self.draw_op, number)
+            return
         op = self.next_op = self.next_op + 1
         read = rng.random() < s.reads
         self.later(0, self.do_op, op, number, rng.randrange(KEYS), read, read and rng.random() < s.leases)
@@ -538,6 +561,16 @@ class World:
         self.later(0, self.do_op, op, len(self.clients), self.rng.randrange(KEYS), True, lease)
         self.clients.append(Client(len(self.clients)))
         self.later(self.rng.randrange(min(self.settings.delay, 3 * MS)) + 1, self.do_request, op, node_id)
+        self.later(self.settings.patience, self.do_give_up, op)
+
+    def draw_write(self, node_id: str) -> None:
+        """Somebody writes at this very node: at one that may lead by now, though all clients wait for another."""
+        if self.quiet or self.now < self.hush:
+            return
+        op = self.next_op = self.next_op + 1
+        self.later(0, self.do_op, op, len(self.clients), self.rng.randrange(KEYS), False, False)
+        self.clients.append(Client(len(self.clients)))
+        self.later(1, self.do_request, op, node_id)
         self.later(self.settings.patience, self.do_give_up, op)
 
     def do_op(self, op: int, number: int, key: int, read: bool, lease: bool) -> None:
@@ -660,6 +693,7 @@ class World:
     def served(self, node: SimNode, op: int, view: int, how: str) -> None:
         """A read is answered from the state at `view`."""
         wanted = self.ops[op]
+        wanted.by = node.id
         self.judge.read(node, wanted.began, view, how)
         if not wanted.done:
             self.history.ok(wanted.token, self.value(wanted.key, view))
@@ -713,8 +747,22 @@ class World:
         return best
 
     def do_change(self, node_id: str, change: Change) -> None:
+        if not self.quiet:
+            self.do_last_change(node_id, change)
+
+    def do_ghost(self, node_id: str) -> None:
+        """Somebody who was removed is to be added again as he was, and the leader was there when he was removed."""
         node = self.nodes[node_id]
-        if node is not None and not node.paused and not self.quiet and (node.writing is None or node.overlap):
+        if node is None or node.paused or self.quiet or node.writing is not None:
+            return
+        known = [ref for ref in self.judge.removed if ref in node.core.retired and self.refs[ref.id] == ref]
+        if known:
+            node.change(Change(ChangeKind.ADD_LEARNER, member(known[0], False)))
+
+    def do_last_change(self, node_id: str, change: Change) -> None:
+        """As `do_change`, in the liveness phase."""
+        node = self.nodes[node_id]
+        if node is not None and not node.paused and (node.writing is None or node.overlap):
             node.change(change)
 
     def do_transfer(self, node_id: str, target: str | None) -> None:
