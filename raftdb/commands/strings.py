@@ -262,10 +262,12 @@ def getex(ctx: Context, key: String, options: dict[str, Any]) -> Reply:
     if expiry_ms is not None and expiry_ms <= ctx.now:
         key.delete()
     elif expiry_ms is not None:
+        ctx.writing().room_for(len(value))
         key.set(value, expiry_ms)
     elif "PERSIST" in options:
         head = ctx.head(key.name)
         if head is not None and head.expiry_ms:
+            ctx.writing().room_for(len(value))
             key.set(value)
     return value
 
@@ -345,6 +347,7 @@ def append(ctx: Context, key: String, value: bytes) -> Reply:
         key.set(value)
         return len(value)
     check_length(len(head.value) + len(value))
+    ctx.writing().room_for(len(head.value) + len(value))
     key.set(head.value + value, head.expiry_ms)
     return len(head.value) + len(value)
 
@@ -415,6 +418,7 @@ def setrange(ctx: Context, key: String, offset: int, value: bytes) -> Reply:
     if not value:
         return len(old)
     check_length(offset + len(value))
+    ctx.writing().room_for(max(offset + len(value), len(old)))
     new = old[:offset].ljust(offset, b"\0") + value + old[offset + len(value) :]
     key.set(new, 0 if head is None else head.expiry_ms)
     return len(new)

@@ -102,7 +102,7 @@ class Applier:
         driver, batch = self._driver, self._transaction()
         answers: Answers = []
         done: list[Entry] = []
-        size_bytes, plain = 0, True
+        size_bytes, plain, large_bytes = 0, True, batch.large_bytes
         driver.begin_long_work()
         while self.executed < driver.commit and len(done) < APPLY_ENTRIES_MAX and size_bytes < APPLY_BYTES_MAX:
             entry = self._entry(self.executed + 1)
@@ -115,7 +115,8 @@ class Applier:
                 plain = False
                 if entry.kind == Kind.MEMBERSHIP:
                     self._members = membership.decode(entry.payload, entry.index)
-            size_bytes += len(entry.payload)
+            size_bytes += max(len(entry.payload), batch.large_bytes - large_bytes)  # a little SETRANGE may write much
+            large_bytes = batch.large_bytes
             done.append(entry)
             self._last, self.executed = entry, entry.index
         self._bytes += size_bytes

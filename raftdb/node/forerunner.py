@@ -24,6 +24,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -248,6 +249,7 @@ class _Writer:
 
     def __init__(self, store: KvStore, name: str) -> None:
         self._batch = store.batch()
+        self._batch.entry_bytes_max = sys.maxsize  # no entry: a file, which is bounded otherwise
         self._name = name
         self._table = builtin_table()
         self.stamp = clock.wall_ms()

@@ -14,8 +14,14 @@ Digest: after each entry that changed something or folded an outcome in,
                          deleted key,
                          length and bytes of each folded outcome)
 
-It does not depend on how entries were grouped into batches, nor on reclaiming. `kv.state_digest()` is the other one:
-over all that a client can see, from a full scan.
+Memory is bounded in bytes, too. Values of more than LARGE_BYTES are counted: those that are only cached are forgotten
+beyond HELD_BYTES_MAX, those that wait to be written are flushed at the next savepoint. LMDB keeps what a transaction
+writes in memory, so an entry may write ENTRY_LARGE_BYTES_MAX of large values; a command that goes beyond fails, on
+every replica alike. (Forty bytes of SETRANGE make a value of 64 MiB: without a bound one entry could end every node,
+and end it again at each restart.)
+
+The digest does not depend on how entries were grouped into batches, nor on reclaiming. `kv.state_digest()` is the
+other one: over all that a client can see, from a full scan.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
 
-from raftdb.errors import Bug, Damaged
+from raftdb.errors import Bug, CommandError, Damaged
 from raftdb.storage import codec, keys
 from raftdb.storage.checksum import RESIDUE, crc32c, crc32c_extend
 from raftdb.storage.codec import (
@@ -66,6 +72,14 @@ PAGE_RECORDS_FIRST: Final = 64  # a Batch reads ranges in pages that grow
 PAGE_RECORDS_MAX: Final = 1024
 OVERLAY_RECORDS_MAX: Final = 20_000  # in one space; more are flushed
 BREATH_RECORDS: Final = 512  # encoded, folded, written or reclaimed between two calls of `breathe`
+LARGE_BYTES: Final = 16 * 1024
+HELD_BYTES_MAX: Final = 64 * 1024 * 1024
+#: Changing it changes what old entries do. Much more than an entry's payload, so that SET and its like never fail.
+ENTRY_LARGE_BYTES_MAX: Final = 1024 * 1024 * 1024
+READ_AHEAD_KEYS: Final = 16  # at once: their values are in memory together
+PAGE_ROWS_AT_ONCE: Final = 8  # likewise
+PAGE_BYTES_MAX: Final = 1024 * 1024
+TOO_MUCH: Final = "ERR what is executed together would write more than 1 GiB; this command was not executed"
 SORTED_KEYS_MAX: Final = 8192  # of one entry and space that are sorted at once for the digest
 _TABLE: Final = 7  # the pseudo space of the batch's own table: database -> keyspace, and the two counters
 _NEXT_COLLECTION: Final = "collection"
@@ -117,6 +131,11 @@ class Batch(Txn):
         self._undo: list[tuple[int, Any, Any, Any]] = []
         self._filled: dict[int, int] = {}  # space -> steps of the undo list whose preimages are filled in
         self._outcomes: list[bytes] = []
+        self._base_bytes = 0  # of large values in _base
+        self._over_bytes = 0  # of large values in the overlays
+        self._entry_bytes = 0  # of large values that this entry has written
+        self.entry_bytes_max = ENTRY_LARGE_BYTES_MAX
+        self.large_bytes = 0  # of large values that this transaction has written
         self.breathe: Callable[[], None] = _no_breath
 
     # --- entries and commands ----------------------------------------------------------------------------------------
@@ -130,10 +149,13 @@ class Batch(Txn):
             self._flush()
             self._forget_base()
         self.index, self.stamp, self.seed = index, stamp, seed
+        self._entry_bytes = 0
 
     def savepoint(self) -> None:
         """What was done so far in this entry stays."""
         self._forget_undo()
+        if self._over_bytes > HELD_BYTES_MAX:
+            self._relieve()
 
     def rollback(self) -> None:
         """Undo everything since savepoint(), begin() or the batch's beginning, whichever came last."""
@@ -256,24 +278,56 @@ class Batch(Txn):
 
     def _load(self, key: bytes) -> Head | None:
         try:
-            value = self._ahead.pop(key, None) or self._txn.get(key, None, self._dbs[HEADS])
+            value = self._ahead.pop(key, None)
+            if value is None or len(value) == codec.HEAD_FIXED_BYTES:  # of large ones only the beginning is kept
+                value = self._txn.get(key, None, self._dbs[HEADS])
             head = None if value is None else decode_head(key, value)
         except (lmdb.Error, Damaged) as error:
             raise self._kv.failed(error) from None
+        if value is not None and len(value) > LARGE_BYTES:
+            self._base_bytes += len(value)
+            if self._base_bytes > HELD_BYTES_MAX:
+                self._forget_base()
+            self.breathe()
         self._base[key] = head
         return head
 
-    def _read_ahead(self, wanted: list[bytes]) -> list[tuple[bytes, bytes]]:
+    def room_for(self, size_bytes: int) -> None:
+        """A command that makes large values of small ones, or of none, asks first. Raises CommandError.
+
+        Never for values that came with the entry: SET must not fail, alone or in a run (put_strings).
+        """
+        if size_bytes > LARGE_BYTES and self._entry_bytes + size_bytes > self.entry_bytes_max:
+            raise CommandError(TOO_MUCH)
+
+    def _weigh(self, size_bytes: int) -> None:
+        """A large value is about to be written."""
+        self._entry_bytes += size_bytes
+        self.large_bytes += size_bytes
+        self._over_bytes += size_bytes
+        self.breathe()
+        if self._over_bytes > 4 * HELD_BYTES_MAX:  # within one command
+            self._relieve()
+
+    def _relieve(self) -> None:
+        self._flush()
+        self._forget_base()
+        self._over_bytes = 0
+
+    def _read_ahead(self, wanted: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
         """(key, stored value) of these heads, in one pass over LMDB; what it lacks is noted in `_base`."""
         wanted.sort()
-        try:
-            found: list[tuple[bytes, bytes]] = self._txn.cursor(self._dbs[HEADS]).getmulti(wanted)
-        except lmdb.Error as error:
-            raise self._kv.failed(error) from None
-        if len(found) < len(wanted):
-            there = {key for key, _ in found}
-            self._base.update(dict.fromkeys([key for key in wanted if key not in there]))
-        return found
+        cursor = self._txn.cursor(self._dbs[HEADS])
+        for start in range(0, len(wanted), READ_AHEAD_KEYS):
+            some = wanted[start : start + READ_AHEAD_KEYS]
+            try:
+                found: list[tuple[bytes, bytes]] = cursor.getmulti(some)
+            except lmdb.Error as error:
+                raise self._kv.failed(error) from None
+            if len(found) < len(some):
+                there = {key for key, _ in found}
+                self._base.update(dict.fromkeys([key for key in some if key not in there]))
+            yield from found
 
     def head(self, db: int, name: bytes) -> Head | None:
         key = self._head_key(db, name)
@@ -288,13 +342,20 @@ class Batch(Txn):
 
     def put_head(self, db: int, name: bytes, head: Head) -> None:
         """Keeps counts, expiry index and version (= batch.index). A collection that the key held before, under
-        another id, goes to GARBAGE; so never put the head of a collection that drop_head() dropped."""
+        another id, goes to GARBAGE; so never put the head of a collection that drop_head() dropped.
+
+        Raises CommandError (room_for)."""
         if head.version != self.index:
             head = head._replace(version=self.index)
+        if len(head.value) > LARGE_BYTES:
+            self.room_for(len(head.value))
+            self._weigh(len(head.value))
         self._set_head(self._head_key(db, name), head)
 
     def put_string(self, db: int, name: bytes, value: bytes, expiry_ms: int = 0) -> None:
         """put_head() of a string: the fast way of SET. expiry_ms 0: none, an old one is cleared."""
+        if len(value) > LARGE_BYTES:
+            self._weigh(len(value))
         self._set_head(self._head_key(db, name), Head(STRING, expiry_ms, self.index, value))
 
     def put_strings(self, db: int, pairs: list[tuple[bytes, bytes]]) -> None:
@@ -302,7 +363,9 @@ class Batch(Txn):
 
         The hashes, the look-ups and the dicts are done for all at once: a third of the time of one after the other.
         """
-        self._forget_undo()
+        self.savepoint()
+        if large_bytes := sum([len(value) for _, value in pairs if len(value) > LARGE_BYTES]):
+            self._weigh(large_bytes)
         keyspace, names = self._table[db], [name for name, _ in pairs]
         keys_ = [keyspace + blake2b(name, digest_size=6).digest() + name for name in names]
         if max(map(len, keys_)) >= keys.LONG_HEAD_KEY_BYTES:
@@ -347,7 +410,7 @@ class Batch(Txn):
             for key, value in self._read_ahead(unknown):
                 if crc32c_extend(salt, key + value) != RESIDUE or len(value) < codec.HEAD_FIXED_BYTES + 4:
                     raise self._kv.failed(codec.damaged(HEADS, key))
-                ahead[key] = value
+                ahead[key] = value if len(value) <= LARGE_BYTES else value[: codec.HEAD_FIXED_BYTES]
                 if value[0] != STRING:
                     known = True
         if not known:
@@ -479,7 +542,10 @@ class Batch(Txn):
         return bytes(value[:-4])
 
     def put(self, space: int, key: bytes, value: bytes) -> None:
-        """Raw record of a space; heads have put_head()."""
+        """Raw record of a space; heads have put_head(). Raises CommandError (room_for)."""
+        if len(value) > LARGE_BYTES:
+            self.room_for(len(value))
+            self._weigh(len(value))
         over, changed = self._over[space], self._entry[space]
         self._undo.append((space, key, over.get(key, _MISSING), changed.get(key, _MISSING)))
         over[key] = value
@@ -509,14 +575,14 @@ class Batch(Txn):
         while True:
             self._flush_space(space)
             try:
-                page = list(islice(records_between(self._txn, self._dbs[space], start, stop, reverse), size))
+                page, more = _page(records_between(self._txn, self._dbs[space], start, stop, reverse), size)
                 for key, value in page:
                     if crc32c_extend(salt, key + value) != RESIDUE:
                         raise codec.damaged(space, key)
             except (lmdb.Error, Damaged) as error:
                 raise self._kv.failed(error) from None
             yield from page
-            if len(page) < size:
+            if not more:
                 return
             if reverse:
                 stop = page[-1][0]
@@ -647,6 +713,7 @@ class Batch(Txn):
             self._forget_base()
 
     def _forget_base(self) -> None:
+        self._base_bytes = 0
         self._base.clear()
         self._ahead.clear()
 
@@ -785,3 +852,16 @@ class Batch(Txn):
         """Drop everything; kv stays as it was."""
         self._txn.abort()
         self._kv.aborted()
+
+
+def _page(rows: Iterator[tuple[bytes, bytes]], size: int) -> tuple[list[tuple[bytes, bytes]], bool]:
+    """(the first rows: `size` of them, or fewer large ones; may there be more?)"""
+    page: list[tuple[bytes, bytes]] = []
+    size_bytes = 0
+    while len(page) < size and size_bytes < PAGE_BYTES_MAX:
+        some = list(islice(rows, PAGE_ROWS_AT_ONCE))
+        page += some
+        if len(some) < PAGE_ROWS_AT_ONCE:
+            return page, False
+        size_bytes += sum([len(value) for _, value in some])
+    return page, True
