@@ -31,6 +31,7 @@ import click
 COLOURS: Final = ("cyan", "yellow", "green", "magenta", "blue", "red", "white", "bright_cyan", "bright_yellow")
 NODES_MAX: Final = len(COLOURS)
 STOP_TIMEOUT_S: Final = 10.0
+STATUS_TIMEOUT_S: Final = 10.0
 KEYS: Final = "1-{n}: kill or start a node   z 1-{n}: pause or go on   s: status   q: quit"
 
 
@@ -122,20 +123,24 @@ def serve_arguments(number: int, nodes: int, first_port: int, directory: Path, e
 
 
 def show_status(first_port: int, nodes: int) -> None:
-    """`raftdb status` through the first node that accepts a connection."""
+    """`raftdb status` through the first node that answers; one that is paused accepts connections and says nothing."""
     for number in range(1, nodes + 1):
         address = ("127.0.0.1", port_of(number, first_port))
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=0.5):
+        with (
+            contextlib.suppress(OSError, subprocess.TimeoutExpired),
+            socket.create_connection(address, timeout=0.5),
+        ):
             done = subprocess.run(
                 [sys.executable, "-m", "raftdb", "status", "-a", f"127.0.0.1:{address[1]}"],
                 capture_output=True,
                 text=True,
-                timeout=10,
+                timeout=STATUS_TIMEOUT_S,
                 check=False,
             )
-            click.echo((done.stdout or done.stderr).replace("\n", "\r\n"))
-            return
-    click.echo("no node accepts a connection\r")
+            if done.stdout:
+                click.echo(done.stdout.replace("\n", "\r\n"))
+                return
+    click.echo("no node answers\r")
 
 
 @contextlib.contextmanager

@@ -60,12 +60,12 @@ def free_port(hosts: Sequence[str]) -> int:
         with socket.socket() as probe:
             probe.bind((hosts[0], 0))
             port = int(probe.getsockname()[1])
-        if port < 65_000 and all(_is_free(host, p) for host in hosts for p in (port, port + 1)):
+        if port < 65_000 and all(is_free(host, p) for host in hosts for p in (port, port + 1)):
             return port
     raise AssertionError("no pair of free ports found")
 
 
-def _is_free(host: str, port: int) -> bool:
+def is_free(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
