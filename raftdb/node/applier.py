@@ -31,6 +31,7 @@ from raftdb import clock
 from raftdb.config import MIB
 from raftdb.consensus import membership
 from raftdb.errors import DiskFull, EntryDamaged
+from raftdb.node.watchdog import COMMITTING, WORKING
 from raftdb.types import Entry, Kind, Membership, Role
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Applier:
             raise
         finally:
             self.running = False
+            self._driver.doing = WORKING
         return True
 
     def _execute(self) -> None:
@@ -178,9 +180,11 @@ class Applier:
         if last is None:
             self.abandon()
             return
-        batch.commit(last.index, last.term, last.stamp, last.chain, self._members)
-        self._batch = self._last = self._members = None
         driver = self._driver
+        driver.doing = COMMITTING
+        batch.commit(last.index, last.term, last.stamp, last.chain, self._members)
+        driver.doing = WORKING
+        self._batch = self._last = self._members = None
         first, driver.applied = driver.applied + 1, last.index
         for at in range(first, last.index + 1):
             driver.forget(at)

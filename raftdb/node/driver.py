@@ -40,7 +40,8 @@ from raftdb.consensus.lease import Lease
 from raftdb.consensus.stamp import StampClock
 from raftdb.errors import Bug, DiskFull, EntryDamaged, RaftdbError, StorageError
 from raftdb.node.applier import DISK_RETRY_S, Applier
-from raftdb.node.pending import LEADERSHIP_LOST, NO_LEADER, STOPPING, TOO_BUSY, Batch, Pending, Ticket
+from raftdb.node.pending import LEADERSHIP_LOST, STOPPING, TOO_BUSY, Batch, Pending, Ticket, why_not_begun
+from raftdb.node.watchdog import EXECUTING, FLUSHING, READING, SENDING, SERVING, WORKING
 from raftdb.types import Entry, Kind, Persist, Proposal, Role, SnapshotMeta
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class Driver:
         self.applied = self.kv.applied
         self.commit = self.kv.applied
         self.turn_started_s = clock.monotonic()
+        self.doing = READING  # in this turn, for the watchdog
         self.log_bytes_since_snapshot = self._log_bytes()
         self.flushes = 0
         self.flush_last_us = 0
@@ -241,7 +243,9 @@ class Driver:
         if self.dispatch.has_writes(self.loop):
             self.loop.poll(0.0)  # who has been answered last is just asking again: one entry more for both
         now_s = self.turn_started_s = clock.monotonic()
+        self.doing = SERVING
         self.dispatch.end_of_turn(self.loop)
+        self.doing = WORKING
         if now_s >= self._next_tick_s:
             self._tick(now_s)
         self._propose(now_s)
@@ -251,9 +255,11 @@ class Driver:
             self.applier.show()  # nobody writes just now
         if self.peers is not None:
             self.peers.flush()  # forwards and their replies: without this they would lie there until the next tick
+        self.doing = SENDING
         self.server.wake()
         while self.loop.flush(REPLIES_PER_LOOK):
             self._look_at_peers()
+        self.doing = READING
 
     def _patience_s(self) -> float:
         """How long the next poll may wait."""
@@ -324,7 +330,7 @@ class Driver:
         while self.waiting and self.waiting[0].since_s < before_s:
             ticket = self.waiting.popleft()
             self._waiting_bytes -= ticket.size_bytes
-            ticket.fail(NO_LEADER)
+            ticket.fail(why_not_begun(self.core.role, self.core.leader))
 
     def _look_at_peers(self) -> None:
         """Between client replies: what the peers have to say does not wait."""
@@ -474,6 +480,7 @@ class Driver:
             return False
         if persist.install is not None:
             self.applier.show()
+        was, self.doing = self.doing, FLUSHING
         self.loop.leave()
         try:
             self.log.commit(persist)
@@ -482,6 +489,7 @@ class Driver:
             return False
         finally:
             self.loop.enter()
+            self.doing = was
         self._open = None
         self._count_flush(start_s)
         self._keep(persist)
@@ -541,6 +549,7 @@ class Driver:
     def begin_long_work(self) -> None:
         """Commands are executed now, and call breathe()."""
         self._next_control_s = clock.monotonic() + CONTROL_TURN_S
+        self.doing = EXECUTING
 
     def breathe(self) -> None:
         """Called by commands every 1,000 records: let the other threads run, and the peers in when it takes long."""

@@ -22,12 +22,22 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from raftdb.errors import CommandError, Uncertain, Unexecuted
 from raftdb.net.resp import encode, encode_many
+from raftdb.types import NodeRef, Role
 
 if TYPE_CHECKING:
     from raftdb.net.server import Connection
 
 NO_LEADER: Final = Unexecuted("CLUSTERDOWN no leader is known; nothing was executed")
 OVERWRITTEN: Final = Unexecuted("TRYAGAIN leadership moved before the command was committed; it was not executed")
+LEADER_BUSY: Final = Unexecuted(
+    "TRYAGAIN the leader is too busy, or cut off from its majority: the command waited in vain and was not executed"
+)
+LEADER_AWAY: Final = Unexecuted(
+    "TRYAGAIN the leader cannot be reached from this node, or is busy; nothing was executed"
+)
+HANDING_OVER: Final = Unexecuted("TRYAGAIN leadership is being handed over; nothing was executed")
+NOT_CONFIRMED: Final = Unexecuted("CLUSTERDOWN no majority has confirmed the leader in time; nothing was executed")
+LAGGING: Final = Unexecuted("TRYAGAIN this node lags behind the leader; nothing was executed")
 STOPPING: Final = Unexecuted("CLUSTERDOWN this node is stopping; nothing was executed")
 DISK_LOW: Final = Unexecuted("OOM less than --min-free is left on the disk; only commands that free space are accepted")
 TOO_BUSY: Final = Unexecuted("TRYAGAIN too many commands are waiting; nothing was executed")
@@ -40,6 +50,13 @@ LEADERSHIP_LOST: Final = Uncertain("UNCERTAIN leadership was lost; the command m
 ENTRY_BYTES_MAX: Final = 64 * 1024 * 1024  # of what one ticket puts into the log, as encoded
 ENCODED_BYTES_PER_WORD: Final = 5  # at most, besides the word
 ENCODED_BYTES_PER_COMMAND: Final = 32  # at most, besides its words
+
+
+def why_not_begun(role: Role, leader: NodeRef | None) -> Unexecuted:
+    """What commands are told that have waited too long for their entry, at a node in this role."""
+    if role is Role.LEADER:
+        return LEADER_BUSY
+    return NO_LEADER if leader is None else LEADER_AWAY
 
 
 def fits_an_entry(argvs: Iterable[Sequence[bytes]]) -> bool:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from raftdb import clock
 from raftdb.consensus.core import Busy
-from raftdb.node.pending import NO_LEADER, OVERWRITTEN
+from raftdb.node.pending import HANDING_OVER, LAGGING, NO_LEADER, NOT_CONFIRMED, OVERWRITTEN, STOPPING
 from raftdb.types import Role
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Reads:
             loop, runs = self._asked.pop(read_id)
             if index < 0:
                 for run in runs:
-                    run.fail(NO_LEADER)
+                    run.fail(NO_LEADER if self._driver.core.leader is None else NOT_CONFIRMED)
                 continue
             self._when_applied(max(index, *(run.conn.session.written_index for run in runs)), loop, runs)
 
@@ -188,7 +188,7 @@ class Reads:
         again, self._again = self._again, []
         for run in again:
             if run.since_s < before_s:
-                run.fail(NO_LEADER)
+                run.fail(HANDING_OVER)
             else:
                 self._ask(run.conn.loop, [run])
         if self._waiting and any(run.since_s < before_s for row in self._waiting for run in row[3]):
@@ -197,18 +197,18 @@ class Reads:
             heapq.heapify(self._waiting)
             for row in late:
                 for run in row[3]:
-                    run.fail(NO_LEADER)
+                    run.fail(LAGGING)
 
     def fail_all(self) -> None:
         """The node stops."""
         for _, runs in self._asked.values():
             for run in runs:
-                run.fail(NO_LEADER)
+                run.fail(STOPPING)
         for row in self._waiting:
             for run in row[3]:
-                run.fail(NO_LEADER)
+                run.fail(STOPPING)
         for run in self._again:
-            run.fail(NO_LEADER)
+            run.fail(STOPPING)
         self._asked.clear()
         self._waiting.clear()
         self._again.clear()

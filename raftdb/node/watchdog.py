@@ -1,6 +1,7 @@
 """Answers for a driver that is stuck.
 
-When a system call of the driver hangs (a disk that does not come back), nobody on its thread can tell the clients.
+When a system call of the driver hangs (a disk that does not come back), or a command does, nobody on its thread can
+tell the clients. The driver notes what it is about (`Driver.doing`), so that the log can say what takes so long.
 This thread looks four times a second. Once a turn has lasted longer than the request time-out it claims the tickets
 that are older than that and answers them -UNCERTAIN: at once over the driver's own loop if the driver hangs in the
 log commit (`Loop.rescue`), through the loop of the connection otherwise. What the driver has to say later falls on
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("raftdb.watchdog")
 
 PERIOD_S: Final = 0.25
+
+#: What a turn is about, in words for the log: the watchdog names it when it takes too long.
+READING: Final = "reading the commands of its clients"
+SERVING: Final = "answering reads"
+WORKING: Final = "consensus: messages, time, snapshots"
+EXECUTING: Final = "executing commands"
+COMMITTING: Final = "committing to the data (kv): the disk does not answer?"
+FLUSHING: Final = "writing the log: the disk does not answer?"
+SENDING: Final = "sending replies"
 
 
 class Watchdog:
@@ -53,7 +63,7 @@ class Watchdog:
                 self._answer(now_s - self._timeout_s)
                 if self._told_s != started_s:
                     self._told_s = started_s
-                    log.error("the driver has been stuck for %.1f s: the disk does not answer?", now_s - started_s)
+                    log.error("the driver has been stuck for %.1f s: %s", now_s - started_s, self._driver.doing)
 
     def _answer(self, before_s: float) -> None:
         """Tickets that came before `before_s`."""
