@@ -49,20 +49,20 @@ class Point(NamedTuple):
 
 
 def load(node: NodeProcess, keys: int, size_bytes: int, prefix: str = "k") -> None:
-    """So many SETs of random values, in pipelines of a hundred."""
-    with node.client() as client:
-        pipe = client.pipeline(transaction=False)
-        for number in range(keys):
-            pipe.set(f"{prefix}{number}", os.urandom(size_bytes))
-            if number % 100 == 99:
-                pipe.execute()
-        pipe.execute()
+    """So many SETs of random values, in pipelines of a hundred; a frozen machine may leave some unanswered."""
+    with node.client(timeout_s=60) as client:
+        for first in range(0, keys, 100):
+            pipe = client.pipeline(transaction=False)
+            for number in range(first, min(first + 100, keys)):
+                pipe.set(f"{prefix}{number}", os.urandom(size_bytes))
+            for reply in pipe.execute(raise_on_error=False):
+                assert reply is True or str(reply).startswith("UNCERTAIN"), repr(reply)
 
 
 def needs_snapshot(cluster: LocalCluster, behind: int = 1) -> None:
     """Until the leader has trimmed what a follower at `behind` would need (the older of two snapshots keeps log)."""
     leader = cluster.wait_leader()
-    with leader.client(timeout_s=30) as client:
+    with leader.client(timeout_s=60) as client:
         for number in range(2):
             client.set("between", str(number))
             client.execute_command("SAVE")
