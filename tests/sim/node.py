@@ -304,7 +304,8 @@ class SimNode:
     def fetched(self, snapshot: Snapshot) -> None:
         """The leader's file is durable here."""
         self.fetching = snapshot.meta
-        self.core.snapshot_received(snapshot.meta)
+        if self.core.snapshot_received(snapshot.meta) is not None:
+            self.fetching = None  # not installed; the leader's next offer, of this file or another, is looked at anew
 
     def snapshot_index(self) -> int:
         snapshot = self.disk.log.snapshot
