@@ -67,6 +67,10 @@ HANDLER_FAILED: Final = "ERR the command failed inside its handler; nothing was 
 #: What no handler is to blame for, and what is no error at all
 PASS_THROUGH: Final = (MemoryError, OSError, RecursionError, RaftdbError, StampBehind, LongRead)
 
+_LISTS: Final = {list}
+_INTS: Final = {int}
+_BYTES: Final = {bytes}
+
 Breathe = Callable[[], Any]
 
 
@@ -141,7 +145,7 @@ class Machine:
             raise Damaged("entry payload", f"not msgpack: {type(error).__name__}") from None
         if not isinstance(outer, list) or len(outer) != 2 or outer[0] != PAYLOAD_VERSION or type(outer[1]) is not list:
             raise Damaged("entry payload", "not a batch of this version")
-        return [_item(row) for row in outer[1]]
+        return _requests(outer[1]) or [_item(row) for row in outer[1]]
 
     # --- applying ---------------------------------------------------------------------------------------------------
 
@@ -205,13 +209,14 @@ class Machine:
 
         Empty when it is not worth the trouble.
         """
-        db, words = items[start][0], command.words_min
+        first = items[start]
+        db, name, words = first[0], first[1][0], command.words_min
         argvs: list[list[bytes]] = []
         for item in items[start : start + MANY_MAX]:
             if type(item) is not Request or item.db != db or len(item.argv) != words:
                 break
             argv = item.argv
-            if (item.command or self._known(argv)) is not command:
+            if argv[0] != name and (item.command or self._known(argv)) is not command:
                 break
             argvs.append(argv)
         return argvs if len(argvs) >= MANY_MIN else []
@@ -358,6 +363,23 @@ def is_read_only(item: Item) -> bool:
     """May `Machine.read` execute this item?"""
     requests = item.requests if isinstance(item, Transaction) else (item,)
     return all(request.command is not None and request.command.flags & READ for request in requests)
+
+
+def _requests(rows: list[Any]) -> list[Item]:
+    """The items of rows that are all plain requests in good order, checked in as few steps as it takes; else none."""
+    new = tuple.__new__
+    try:
+        if {type(row) for row in rows} != _LISTS or {type(db) for db, _ in rows} != _INTS:
+            return []
+        if {type(argv) for _, argv in rows} != _LISTS or not all(argv for _, argv in rows):
+            return []
+        if not all(0 <= db < DATABASES for db in {db for db, _ in rows}):
+            return []
+        if {type(word) for _, argv in rows for word in argv} != _BYTES:
+            return []
+        return [new(Request, (db, argv, None)) for db, argv in rows]
+    except (TypeError, ValueError):  # rows of another length
+        return []
 
 
 def _item(row: Any) -> Item:

@@ -11,7 +11,7 @@ import pytest
 
 from raftdb.commands import machine
 from raftdb.commands.machine import Item, Request
-from raftdb.errors import CommandError
+from raftdb.errors import CommandError, Damaged
 from raftdb.storage.kv import GARBAGE, Batch, KvStore, state_digest
 from raftdb.types import Entry, Kind
 
@@ -127,7 +127,7 @@ def test_strings_alone_are_stored_without_a_look(pair: tuple[Replica, Replica], 
     looks = 0
     original = Batch._read_ahead
 
-    def counted(self: Batch, wanted: list[bytes]) -> list[tuple[bytes, bytes]]:
+    def counted(self: Batch, wanted: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
         nonlocal looks
         looks += 1
         return original(self, wanted)
@@ -176,3 +176,31 @@ def test_strings_of_several_databases_in_one_transaction(pair: tuple[Replica, Re
     assert facts(pair[0].kv) == facts(pair[1].kv)
     with pair[0].kv.view() as view:
         assert (view.count(0), view.count(1)) == (70, 70)
+
+
+def row(rng: random.Random) -> Any:
+    """Of a payload: mostly in order."""
+    words: Any = [rng.choice([b"SET", b"k", b"", b"x" * 20]) for _ in range(rng.choice((1, 2, 3, 3, 3)))]
+    good = [rng.randrange(16), words]
+    wrong: list[Any] = [
+        *([16, words], [-1, words], [True, words], [0, []], [0, [b"SET", 1]], [0, [b"SET", None]], [0, b"SET"]),
+        *([0], [], [0, words, [[0, words]]], b"row", None, 7, [0, [[0, b"k", 3]], [[0, words]]], [[0, words], words]),
+    ]
+    return rng.choice(wrong) if rng.random() < 0.04 else good
+
+
+def test_items_that_are_checked_at_once_are_checked_as_one_by_one() -> None:
+    rng = random.Random(5)
+    refused = accepted = 0
+    for _ in range(3_000):
+        rows = [row(rng) for _ in range(rng.randrange(12))]
+        at_once = machine._requests(rows)
+        try:
+            one_by_one = [machine._item(one) for one in rows]
+        except Damaged:
+            assert not at_once
+            refused += 1
+            continue
+        assert at_once in ([], one_by_one)
+        accepted += bool(at_once)
+    assert min(refused, accepted) > 300
