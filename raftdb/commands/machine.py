@@ -115,12 +115,12 @@ class Machine:
 
     def encode(self, items: Iterable[Item]) -> bytes:
         """The payload of a COMMANDS entry. Raises Bug for one that decode() would refuse."""
-        rows: list[Any] = []
-        for item in items:
-            if isinstance(item, Transaction):
-                rows.append((item.db, item.watches, [(request.db, request.argv) for request in item.requests]))
-            else:
-                rows.append((item.db, item.argv))
+        rows: list[Any] = [
+            (item.db, item.watches, [request[:2] for request in item.requests])
+            if type(item) is Transaction
+            else item[:2]
+            for item in items
+        ]
         packed: bytes = msgpack.packb((PAYLOAD_VERSION, rows), use_bin_type=True)
         if len(rows) > ITEMS_MAX or len(packed) > PAYLOAD_BYTES_MAX:
             raise Bug(f"an entry of {len(rows)} commands and {len(packed)} bytes was to be proposed")
@@ -363,6 +363,10 @@ def is_read_only(item: Item) -> bool:
     """May `Machine.read` execute this item?"""
     requests = item.requests if isinstance(item, Transaction) else (item,)
     return all(request.command is not None and request.command.flags & READ for request in requests)
+
+
+def _transaction_row(item: Any) -> Any:
+    return item.db, item.watches, [request[:2] for request in item.requests]
 
 
 def _requests(rows: list[Any]) -> list[Item]:

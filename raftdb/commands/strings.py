@@ -119,7 +119,7 @@ def get(ctx: Context, key: String) -> Reply:
 
 def set_many(ctx: Context, argvs: list[list[bytes]]) -> list[Reply]:
     """SET key value, many at once: it can neither fail nor does it look at what was there."""
-    ctx.writing().put_strings(ctx.db, [(name, value) for _, name, value in argvs])
+    ctx.writing().put_strings(ctx.db, [argv[1] for argv in argvs], [argv[2] for argv in argvs])
     return [OK] * len(argvs)
 
 

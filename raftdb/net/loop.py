@@ -69,6 +69,7 @@ _ENDED: Final = 16  # nothing more will be taken from this client
 _PARSED_FACTOR: Final = 8  # memory of tiny commands, parsed, against their bytes
 _SEND_SLICE_BYTES: Final = 1 * MIB  # one send() of a long queue
 _SENDS_PER_TURN: Final = 8
+EVENTS_PER_POLL: Final = 256  # the kernel hands out the others next time: a turn stays short with 1,000 deep pipelines
 COMMAND_NAME_BYTES_MAX: Final = 64  # remembered for CLIENT LIST; an unknown command may be called anything
 _DRAIN_BYTES_MAX: Final = 64 * MIB  # thrown away behind our last word
 _CHECK_EVERY_S: Final = 0.5
@@ -451,7 +452,7 @@ class Loop:
         self._asleep = True
         if self._woken or self.mail or self.ready or self.dirty:
             timeout_s = 0.0
-        events = self._epoll.poll(timeout_s)
+        events = self._epoll.poll(timeout_s, EVENTS_PER_POLL)
         self._asleep = False
         self._woken = False
         self.now_s = monotonic()

@@ -128,6 +128,7 @@ class Batch(Txn):
         self._encoded: list[dict[bytes, bytes | None]] = [{}, {}, {}, {}, {}, {}, {}]
         self._fresh: dict[bytes, bytes] = {}  # values of heads that put_strings() of this entry has encoded
         self._blind: set[bytes] = set()  # heads overwritten without a look at what LMDB holds; see _looks_needed
+        self._blind_keyspaces: set[bytes] = set()
         self._undo: list[tuple[int, Any, Any, Any]] = []
         self._filled: dict[int, int] = {}  # space -> steps of the undo list whose preimages are filled in
         self._outcomes: list[bytes] = []
@@ -358,15 +359,15 @@ class Batch(Txn):
             self._weigh(len(value))
         self._set_head(self._head_key(db, name), Head(STRING, expiry_ms, self.index, value))
 
-    def put_strings(self, db: int, pairs: list[tuple[bytes, bytes]]) -> None:
+    def put_strings(self, db: int, names: list[bytes], values: list[bytes]) -> None:
         """put_string() of many, which cannot fail; with a savepoint before, between and behind them.
 
         The hashes, the look-ups and the dicts are done for all at once: a third of the time of one after the other.
         """
         self.savepoint()
-        if large_bytes := sum([len(value) for _, value in pairs if len(value) > LARGE_BYTES]):
-            self._weigh(large_bytes)
-        keyspace, names = self._table[db], [name for name, _ in pairs]
+        if max(map(len, values)) > LARGE_BYTES:
+            self._weigh(sum([len(value) for value in values if len(value) > LARGE_BYTES]))
+        keyspace = self._table[db]
         keys_ = [keyspace + blake2b(name, digest_size=6).digest() + name for name in names]
         if max(map(len, keys_)) >= keys.LONG_HEAD_KEY_BYTES:
             keys_ = [self._head_key(db, name) for name in names]
@@ -375,9 +376,10 @@ class Batch(Txn):
             self._drop_collections_of(keys_)
         else:
             base = self._base
+            self._ahead.clear()
             self._blind.update([key for key in keys_ if key not in heads and key not in base])
+            self._blind_keyspaces.add(keyspace)
         index, new = self.index, tuple.__new__
-        values = [value for _, value in pairs]
         heads.update(zip(keys_, [new(Head, (STRING, 0, index, value, 0, 0, 0, 0, 0)) for value in values], strict=True))
         self._changed_heads.update(dict.fromkeys(keys_))
         if not self._long_names:
@@ -742,17 +744,20 @@ class Batch(Txn):
         """Heads, and what follows from them. LMDB counts the keys that were set without a look."""
         blind = self._blind
         if not blind:
+            self._blind_keyspaces.clear()
             self._flush_derived()
             self._write(HEADS, encoded)
             return
-        if len(keyspaces := {key[:4] for key in blind}) > 1:
+        keyspace = self._blind_keyspaces.pop()
+        if self._blind_keyspaces:
+            self._blind_keyspaces.clear()
             for key in blind:
                 self._load(key)
             blind.clear()
             self._flush_heads(encoded)
             return
         known = self._flush_derived()
-        stat, database, keyspace = self._txn.stat, self._dbs[HEADS], keyspaces.pop()
+        stat, database = self._txn.stat, self._dbs[HEADS]
         before = stat(database)["entries"]
         self._write(HEADS, encoded)
         more = stat(database)["entries"] - before - known
