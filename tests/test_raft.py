@@ -480,3 +480,93 @@ def test_checkpoint_and_load(door, tmp_path):
     other.start()
     wait_for("the node to lead", lambda: other.state == "l" and other.node.wait_ready(1))
     assert other.data["colour"] == "red"
+
+
+# --- several nodes in one process, as the tests of the forerunner had them --------------------------------------------
+
+
+class Group:
+    """Nodes of one process; the first founds, the others join it or, with `together`, list each other."""
+
+    def __init__(self, directory) -> None:
+        self.directory = directory
+        self.nodes: dict[str, raft.RaftNode] = {}
+
+    def make(self, nid: str, addr: str, ensemble: dict[str, str]) -> raft.RaftNode:
+        node = raft.RaftNode(nid, addr, ensemble, config={"data_dir": str(self.directory / nid)})
+        self.nodes[nid] = node
+        node.start()
+        return node
+
+    def join(self, nid: str) -> raft.RaftNode:
+        others = {other.nid: other.addr for other in self.nodes.values()}
+        return self.make(nid, f"127.0.0.1:{free_port(['127.0.0.1'])}", others)
+
+    def found(self, count: int) -> None:
+        ports = set()
+        while len(ports) < count:
+            port = free_port(["127.0.0.1"])
+            if not {port - 1, port, port + 1} & ports:
+                ports.add(port)
+        ensemble = {str(number): f"127.0.0.1:{port}" for number, port in enumerate(sorted(ports))}
+        for nid, addr in ensemble.items():
+            self.make(nid, addr, ensemble)
+
+    def is_calm(self) -> bool:
+        """One leader, everybody else follows, all in one term and serving."""
+        states = sorted(node.state for node in self.nodes.values())
+        if states != ["f"] * (len(states) - 1) + ["l"] or len({node.term for node in self.nodes.values()}) > 1:
+            return False
+        return all(node.node.is_ready for node in self.nodes.values())
+
+    def end(self, nid: str) -> None:
+        node = self.nodes.pop(nid)
+        node.shutdown()
+        node.join()
+
+
+@pytest.fixture
+def group(tmp_path) -> Iterator[Group]:
+    made = Group(tmp_path)
+    yield made
+    for nid in list(made.nodes):
+        made.end(nid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 4, 13])
+def test_nodes_that_list_each_other_elect_one_leader(group, count):
+    group.found(count)
+    wait_for("one leader", group.is_calm, 60)
+    for node in list(group.nodes.values())[:3]:
+        assert node.request("incr", "n") == int(node.nid) + 1
+        assert node.data["n"] == str(int(node.nid) + 1)  # what was answered is seen, on a follower too
+        assert len(node.peers) == count - 1
+
+
+@pytest.mark.slow
+def test_recovery_as_the_forerunner_tested_it(group):
+    """One node, two, three, each with everything; the first goes, the others go on; it comes back as a follower."""
+    keys = 0
+
+    def write_and_read() -> None:
+        nonlocal keys
+        wait_for("one leader", group.is_calm, 60)
+        for node in group.nodes.values():
+            for _ in range(20):
+                assert node.request("set", f"key_{keys}", keys) is True
+                keys += 1
+        for node in group.nodes.values():
+            assert node.request("mget", *(f"key_{n}" for n in range(keys))) == [str(n) for n in range(keys)]
+            assert sum(key.startswith("key_") for key in node.data) == keys
+
+    for nid in ("1", "2", "3"):
+        group.join(nid)
+        write_and_read()
+    first = group.nodes["1"]
+    group.end("1")
+    write_and_read()
+    others = {other.nid: other.addr for other in group.nodes.values()}
+    again = group.make("1", first.addr, others)
+    write_and_read()
+    assert again.state == "f"

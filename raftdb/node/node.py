@@ -515,6 +515,12 @@ class Call:
     def close_after_flush(self) -> None:
         """A handler would end its client's connection; there is none."""
 
+    def abandon(self, _ticket: object, _data: bytes) -> None:
+        """The watchdog answers in the place of a driver that is stuck. (It has claimed the ticket.)"""
+        self.finish([TIMED_OUT] * len(self.requests))
+
+    answer_for = abandon
+
     def finish(self, replies: Sequence[Any]) -> None:
         self._replies = replies
         self._done.set()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,16 @@ from tests.e2e.processes import wait_for
 from tests.e2e.server import Raftdb, free_port
 
 pytestmark = pytest.mark.e2e
+
+SECONDS = 15.0
+KEYS = 20_000
+
+
+@pytest.fixture
+def ram() -> Iterator[Path]:
+    """A directory in memory where there is one: it is the interpreter that is looked at here, not the disk."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
+        yield Path(directory)
 
 
 class Busy:
@@ -95,11 +107,62 @@ def writes_per_second(node: Node, seconds: float) -> float:
     return count / passed
 
 
+class Crowd:
+    """Threads of the program that each do the same again and again on the node, until it raises."""
+
+    def __init__(self, *works: Callable[[], object]) -> None:
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(work, n)) for n, work in enumerate(works)]
+        self.done = [0] * len(works)
+        self.errors: list[Exception] = []
+
+    def _run(self, work: Callable[[], object], number: int) -> None:
+        try:
+            while not self._stop.is_set():
+                work()
+                self.done[number] += 1
+        except Exception as error:
+            self.errors.append(error)
+
+    def __enter__(self) -> Crowd:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("leader", ["n1", "n2"])
-def test_a_busy_thread_of_the_program_causes_no_election(tmp_path, leader):
+def test_the_mixed_load_inside_one_process_causes_no_election(ram, leader):
+    """A busy thread, eight that write, one that reads 10,000 elements, one KEYS over all keys, one that makes
+    checkpoints, all in the process of a node that leads, or follows."""
+    with Mixed(ram) as cluster:
+        node = cluster.node
+        for start in range(0, KEYS, 1_000):
+            node.execute("MSET", *(word for n in range(start, start + 1_000) for word in (f"key:{n}", "x")))
+        node.execute("RPUSH", "l", *range(10_000))
+        cluster.lead(leader)
+        term = node.term
+        writers = [lambda: node.execute("INCR", "count")] * 8
+        readers = [lambda: node.execute("LRANGE", "l", 0, -1), lambda: node.execute("KEYS", "key:*7")]
+        with Busy(1), Crowd(*writers, *readers, lambda: node.execute("CHECKPOINT", "mine.dat")) as crowd:
+            time.sleep(SECONDS)  # of load: there is nothing to wait for
+        assert crowd.errors == []
+        assert min(crowd.done) > 0, crowd.done
+        assert node.leader is not None
+        assert (node.leader.id, node.term) == (leader, term)
+        assert int(node.execute("GET", "count")) == sum(crowd.done[:8])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leader", ["n1", "n2"])
+def test_a_busy_thread_of_the_program_causes_no_election(ram, leader):
     """With Python's own switch interval, the embedded node leading or following: ten seconds in one term."""
-    with Mixed(tmp_path) as cluster:
+    with Mixed(ram) as cluster:
         cluster.lead(leader)
         term = cluster.node.term
         with Busy(1):

@@ -14,7 +14,7 @@ from raftdb import clock
 from raftdb.commands.args import Bytes, Key
 from raftdb.commands.strings import String
 from raftdb.commands.table import WRITE, command
-from raftdb.errors import CommandError, UsageError
+from raftdb.errors import CommandError, Uncertain, UsageError
 from tests.node.conftest import StartNode, free_port
 
 
@@ -47,6 +47,21 @@ def test_execute_raises_the_error_of_the_command(start_node: StartNode) -> None:
     with pytest.raises(CommandError, match="unknown command"):
         node.execute("NOSUCH")
     assert node.execute("PING") in (b"PONG", "PONG") or node.execute("PING").data == b"+PONG\r\n"
+
+
+def test_execute_is_answered_though_the_driver_is_stuck(start_node: StartNode) -> None:
+    """By the watchdog, each time anew: UNCERTAIN."""
+    node = start_node(request_timeout_ms=300)
+    for count in (1, 2):
+        stuck, released = threading.Event(), threading.Event()
+        node.driver.call(lambda: (stuck.set(), released.wait(30)))  # noqa: B023 (called before the loop goes on)
+        assert stuck.wait(10)
+        try:
+            with pytest.raises(Uncertain, match="no answer within the request time-out"):
+                node.execute("INCR", "n")
+        finally:
+            released.set()
+        assert node.execute("SET", "after", count) == "OK"
 
 
 @command("CAS", Key(String), Bytes("expected"), Bytes("value"), flags=WRITE, summary="Compare and set")
