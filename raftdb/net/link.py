@@ -56,6 +56,7 @@ _HANDSHAKE_READ_BYTES: Final = 512
 _LINGER_S: Final = 1.0
 #: A round trip over this says little about the other side's wall clock.
 _ROUND_TRIP_MAX_S: Final = 1.0
+ROUND_TRIPS_KEPT: Final = 16
 
 
 class PeerConfig(NamedTuple):
@@ -161,6 +162,7 @@ class Link:
         self.heard_s = self.opened_s  # when bytes came last
         self.pinged_s = 0.0
         self.round_trip_s = 0.0
+        self.round_trips_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)  # the last ones
         self.wall_offset_ms: float | None = None  # the peer's wall clock minus our monotonic clock
         self.counters = Counters()
         self.outbox_bytes = [0, 0]  # bulk, urgent
@@ -411,6 +413,7 @@ class Link:
         if round_trip_s < 0:
             raise PeerError("Pong of a Ping that was never sent")
         self.round_trip_s = round_trip_s
+        self.round_trips_s.append(round_trip_s)
         if self.wall_offset_ms is None or round_trip_s < _ROUND_TRIP_MAX_S:
             self.wall_offset_ms = message.wall_ms - (now_s - round_trip_s / 2) * 1000
 

@@ -294,6 +294,11 @@ class PeerNet:
     def is_connected(self, ref: NodeRef) -> bool:
         return ref in self._up
 
+    def round_trip_s(self, ref: NodeRef) -> float | None:
+        """What the line takes: the shortest of the last pings, which met no long turn on either side. None: unknown."""
+        link = self._up.get(ref)
+        return min(link.round_trips_s) if link is not None and link.round_trips_s else None
+
     def walls(self) -> dict[NodeRef, int]:
         """The wall clocks of the connected peers, in ms of Unix time, moved on to now by the own monotonic clock."""
         now_ms = clock.monotonic() * 1000

@@ -79,6 +79,9 @@ JOIN_AGAIN_S: Final = 0.25  # the place was not free yet, or the leader another 
 ERRAND: Final = b"members"
 NOT_LEADER: Final = "not the leader"
 REFUSALS_MAX: Final = 64
+IN_FLIGHT_MAX: Final = 8
+FLUSHES_PER_ENTRY: Final = 2
+FLUSH_MIN_S: Final = 0.001  # what a turn costs besides
 #: The incarnation of a member that ADD_NODE has announced and that has not come yet: it never answers, nor counts.
 INVITED: Final = 0
 #: Refusals that are about the connection, or about the moment, and not about what this node is.
@@ -438,7 +441,15 @@ class Peering:
         if core.role is Role.LEADER:
             self._move_members(driver)
             self._drop_removed(driver)
+            driver.in_flight_max = entries_in_flight(self._quorum_round_trip_s(core), driver.flush_mean_us() / 1e6)
         self._outside(driver, now_s)
+
+    def _quorum_round_trip_s(self, core: Core) -> float:
+        """What an entry waits for on the network: the nearest other voters that make a majority with this node."""
+        others = [member.ref for member in core.membership.voters if member.ref != core.me]
+        known = sorted(s for ref in others if (s := self.net.round_trip_s(ref)) is not None)
+        needed = (len(others) + 1) // 2
+        return known[needed - 1] if 0 < needed <= len(known) else 0.0
 
     def _keep_seeds(self, settled: bool) -> None:
         """Who follows a leader knows the members' addresses; who does not looks where -e says, too."""
@@ -557,6 +568,16 @@ def refusal_of(core: Core, greeting: Greeting) -> Refusal | None:
         return Refusal(Reason.REMOVED, _removed_text(ref.id)) if was_removed(core, ref, greeting.last) else None
     reason = Reason.REMOVED if "removed" in text else Reason.RESTORED if "restored" in text else Reason.OTHER
     return Refusal(reason, text)
+
+
+def entries_in_flight(round_trip_s: float, flush_s: float) -> int:
+    """How many entries may be under way at once: 1 where the disk is what they wait for, more where the network is.
+
+    A batch that waits grows, and shares its flush; so another entry pays only where several flushes fit into a round
+    trip. The figures are in ARCHITECTURE.md, under the road of a write.
+    """
+    fits = int(round_trip_s / (FLUSHES_PER_ENTRY * max(flush_s, FLUSH_MIN_S)))
+    return min(1 + fits, IN_FLIGHT_MAX)
 
 
 def was_removed(core: Core, ref: NodeRef, last_index: int) -> bool:

@@ -50,6 +50,7 @@ def one_run(name: str, seconds: float, seed: int) -> Report:
     click.echo(
         f"{name}: {'clean' if report.verdict == 'clean' else 'NOT CLEAN'}; {report.injected} faults, {report.ok} ok, "
         f"{report.refused} refused, {report.unknown} unknown, longest gap {report.longest_gap_s} s, {report.seconds} s"
+        + (f", of which the machine stood still {report.stalled_s} s" if report.stalled_s else "")
     )
     return report
 

@@ -22,7 +22,7 @@ import redis
 
 from tests.e2e.churn import Churn
 from tests.e2e.network import Network
-from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
+from tests.e2e.processes import STALL_S, LocalCluster, NodeProcess, wait_for
 from tests.e2e.workload import Workload
 
 TRAFFIC_FLOOR_PER_S = 50  # acknowledged operations before the first fault
@@ -42,6 +42,24 @@ class Report(NamedTuple):
     longest_gap_s: float
     injected: int
     verdict: str  # "clean", or what was wrong
+    stalled_s: float = 0.0  # the whole machine stood still for so long: part of the gap, and nobody's fault
+
+
+class Stalls(threading.Thread):
+    """How long this process was not let run: then the nodes were not, either."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.stalled_s = 0.0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            before = time.monotonic()
+            self.over.wait(0.1)
+            late_s = time.monotonic() - before - 0.1
+            if late_s > STALL_S:
+                self.stalled_s += late_s
 
 
 class Run:
@@ -382,6 +400,8 @@ def run_faults(name: str, directory: Path, seconds: float, seed: int, clients: i
     workload: Workload | None = None
     run: Run | None = None
     verdict = "clean"
+    stalls = Stalls()
+    stalls.start()
     try:
         with (
             LocalCluster(directory, nodes, flags=flags, proxied=True, spare=int(churning)) as cluster,
@@ -405,6 +425,7 @@ def run_faults(name: str, directory: Path, seconds: float, seed: int, clients: i
     except AssertionError as error:
         verdict = str(error) or repr(error)
     finally:
+        stalls.over.set()
         if workload is not None:
             workload.stopping.set()
     tally = workload.tally if workload else {"ok": 0, "failed": 0, "unknown": 0}
@@ -418,6 +439,7 @@ def run_faults(name: str, directory: Path, seconds: float, seed: int, clients: i
         round(workload.longest_gap_s, 2) if workload else 0.0,
         run.injected if run else 0,
         verdict,
+        round(stalls.stalled_s, 1),
     )
 
 
