@@ -65,7 +65,8 @@ class FakeRun:
 def test_why_a_read_was_not_answered() -> None:
     core = SimpleNamespace(leader=NodeRef("n2", 1), read_index=lambda _id: None)
     applier = SimpleNamespace(executed=0)
-    reads = Reads(SimpleNamespace(core=core, applied=0, applier=applier, loop=None), SimpleNamespace())  # type: ignore[arg-type]
+    driver = SimpleNamespace(core=core, applied=0, applier=applier, loop=None)
+    reads = Reads(driver, SimpleNamespace())  # type: ignore[arg-type]
     unconfirmed, leaderless, lagging, handed_over = (FakeRun() for _ in range(4))
     reads._ask(None, [unconfirmed])  # type: ignore[arg-type, list-item]
     reads.answered([(1, -1)])  # type: ignore[list-item]
