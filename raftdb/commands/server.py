@@ -298,12 +298,25 @@ def info(ctx: LocalContext, names: list[bytes]) -> Reply:
 
 
 def _with_names_of_pyraft(status: Mapping[str, object]) -> dict[str, object]:
-    """The report of the node, and what pyraft's INFO called some of it."""
-    states = {"leader": "l", "candidate": "c"}
+    """The report of the node, and what pyraft's INFO called some of it: `peers` are the others, by id."""
+    states = {"leader": "l", "follower": "f", "learner": "f"}
+    members: Any = status.get("peers", ())
+    others = {
+        row["id"]: {
+            **row,
+            "state": states.get(row["state"], "c"),
+            "term": status.get("term"),
+            "index": row["match"] or 0,
+        }
+        for row in members
+        if row["id"] != status.get("node_id")
+    }
     return {
         **status,
+        "members": members,
+        "peers": others,
         "nid": status.get("node_id"),
-        "state": states.get(str(status.get("role")), "f"),
+        "state": states.get(str(status.get("role")), "c"),
         "index": status.get("applied_index"),
         "last_checkpoint": status.get("snapshot_index"),
     }

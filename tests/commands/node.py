@@ -61,13 +61,18 @@ class FakeNode:
         return self.all_sessions
 
 
+MEMBERS = [
+    {"id": "n1", "addr": "10.0.0.1:6379", "state": "leader", "match": 42},
+    {"id": "n2", "addr": "10.0.0.2:6379", "state": "follower", "match": 41},
+    {"id": "n3", "addr": "10.0.0.3:6379", "state": "silent", "match": ""},
+]
 ANSWERS: dict[str, Any] = {
     "now_us": 1_700_000_000_123_456,
     "monotonic_s": 100.0,
     "default_consistency": "linearizable",
     "info": {"clients": {"connected_clients": 3}, "raft": {"raft_term": 7}, "odd": {"x": 1}},
     "keyspace": [(0, 5, 2), (3, 1, 0)],
-    "status": {"node": "n1", "term": 7, "leader": None, "peers": {"n2": {"match": 41}}},
+    "status": {"node_id": "n1", "role": "leader", "term": 7, "applied_index": 42, "leader": None, "peers": MEMBERS},
     "nodes": [{"id": "n1", "voter": True}],
     "kill_session": True,
     "unblock_client": True,

@@ -79,7 +79,8 @@ def status(server) -> dict:
 def test_info_json(server):
     told = status(server)
     assert (told["nid"], told["state"], told["index"]) == (told["node_id"], "l", told["applied_index"])
-    assert [(peer["id"], peer["addr"]) for peer in told["peers"]] == [(told["nid"], told["leader_addr"])]
+    assert [(member["id"], member["addr"]) for member in told["members"]] == [(told["nid"], told["leader_addr"])]
+    assert told["peers"] == {}
     assert told["last_checkpoint"] >= 0
     assert told["node_id"] == f"127.0.0.1:{server.port}"
     assert told["role"] == "leader"

@@ -113,6 +113,19 @@ def test_a_replicated_handler_runs_once_on_every_replica_with_the_same_time_and_
         assert {key[6:]: text for key, text in found["data"].items() if key.startswith("stamp_")} == answers
 
 
+def test_info_json_as_the_forerunner_told_it(running, leader):
+    for program in running:
+        with program.client() as r:
+            r.response_callbacks.clear()
+            told = json.loads(r.execute_command("INFO", "json"))
+        assert (told["nid"], told["state"]) == (program.nid, "l" if program is leader else "f")
+        assert told["peers"].keys() == {"1", "2", "3"} - {program.nid}
+        for nid, peer in told["peers"].items():
+            assert peer["state"] == ("l" if nid == leader.nid else "f")
+            assert (peer["addr"], peer["term"]) == (running[int(nid) - 1].addr, told["term"])
+            assert peer["index"] <= told["index"] + 100
+
+
 def test_requests_on_every_node(running, leader):
     for number, program in enumerate(running):
         assert call(program, "request", "set", "k", number) is True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import redis
 
 from tests.e2e.processes import wait_for
 from tests.sources import ROOT
@@ -88,6 +90,64 @@ def test_sessions_end(tmp_path):
         assert r.execute_command("SESSIONS") == ["anna", "bert"]
         wait_for("both to end", lambda: "anna has ended" in one.output and "bert has ended" in one.output)
         assert r.execute_command("SESSIONS") == []
+
+
+@pytest.mark.e2e
+def test_cas_on_three_nodes_counts_to_the_end_though_the_leader_dies(tmp_path):
+    """Each of three clients adds one by compare-and-set again and again: no addition is lost, none is done twice."""
+    done = []
+
+    def add(port: int, stop: threading.Event) -> None:
+        with redis.Redis("127.0.0.1", port, decode_responses=True, socket_timeout=20) as r:
+            while not stop.is_set():
+                held = r.get("n")
+                if r.execute_command("CAS", "n", held, int(held) + 1) == held:
+                    done.append(port)
+
+    with programs(tmp_path, EXAMPLES / "cas.py", 3) as running:
+        first = wait_for("a leader", lambda: leader_of(running))
+        others = [program for program in running if program is not first]
+        with others[0].client() as r:
+            r.set("n", 0)
+        stop = threading.Event()
+        threads = [threading.Thread(target=quietly, args=(add, program.port, stop)) for program in others]
+        for thread in threads:
+            thread.start()
+        wait_for("some additions", lambda: len(done) > 50)
+        first.kill()
+        before = len(done)
+        wait_for("more additions", lambda: len(done) > before + 50 or not any(thread.is_alive() for thread in threads))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        with others[1].client() as r:
+            # A compare-and-set whose outcome is not known ends its client: at most one each.
+            assert len(done) <= int(r.get("n")) <= len(done) + len(threads)
+
+
+def quietly(work: Callable[..., None], *arguments: object) -> None:
+    """Until a command's outcome is unknown, or it was not executed."""
+    with contextlib.suppress(redis.RedisError):
+        work(*arguments)
+
+
+@pytest.mark.e2e
+def test_sessions_end_under_the_next_leader(tmp_path):
+    with programs(tmp_path, EXAMPLES / "session_expiry.py", 3, "--keep", "6", "--every", "0.1") as running:
+        first = wait_for("a leader", lambda: leader_of(running))
+        others = [program for program in running if program is not first]
+        with others[0].client() as r:
+            assert r.execute_command("TOUCH_SESSION", "anna") == 6
+        with others[1].client() as r:
+            assert r.execute_command("SESSIONS") == ["anna"]
+        first.kill()
+        second = wait_for("another leader", lambda: leader_of(others))
+        with second.client() as r:
+            r.execute_command("TOUCH_SESSION", "bert")
+        wait_for("the new leader to tell", lambda: "session bert has ended" in second.output, 30)
+        with others[0].client() as r:
+            assert r.execute_command("SESSIONS") == []
+        assert sum("bert has ended" in program.output for program in running) == 1
 
 
 @pytest.mark.e2e

@@ -84,6 +84,19 @@ def test_all_nodes_show_the_same_log_and_the_same_data(cluster):
     assert {row["field"]: row["value"] for row in decoded[0][1:]} == {"f": "1", "g": "2"}
 
 
+def test_a_pipeline_of_redis_py_is_one_entry(cluster):
+    with cluster.followers()[0].client() as client, client.pipeline() as pipe:
+        pipe.set("one", 1).hset("two", "f", "v").rpush("three", "x").execute()
+    cluster.wait_equal()
+    *_, entry = rows("log", cluster.nodes[0].directory, "--key", "two")  # FLUSHALL concerns it too
+    (transaction,) = [item["multi"] for item in entry["commands"]]
+    assert [request["argv"] for request in transaction] == [
+        ["SET", "one", "1"],
+        ["HSET", "two", "f", "v"],
+        ["RPUSH", "three", "x"],
+    ]
+
+
 def test_the_history_of_a_key_is_followed(cluster, tmp_path: Path):
     """On a follower's disk, while the leader takes writes of this key and of others."""
     leader = cluster.wait_leader()
