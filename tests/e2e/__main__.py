@@ -141,13 +141,14 @@ def catch_up(writes: int, seconds: float, only: tuple[str, ...]) -> None:
 
 @main.command("install-kills")
 @click.option("--count", default=0, help="Points, evenly chosen; 0 = all.")
-def install_kills(count: int) -> None:
+@click.option("--part", default=(1, 1), type=(int, int), metavar="K N", help="Every N-th of them, from the K-th on.")
+def install_kills(count: int, part: tuple[int, int]) -> None:
     """kill -9 of a follower at each mutating call of the install of a snapshot. Needs strace."""
     strace = shutil.which("strace")
     if strace is None:
         raise click.ClickException("strace is not installed")
     with tempfile.TemporaryDirectory(prefix="raftdb-install-kills-") as directory:
-        result = installs.run(Path(directory) / "cluster", strace, count)
+        result = installs.run(Path(directory) / "cluster", strace, count, part)
     click.echo(f"{result.points} calls of an install; killed at {result.killed}, {result.unreached} not reached; clean")
 
 

@@ -125,8 +125,11 @@ class Result(NamedTuple):
     unreached: int
 
 
-def run(directory: Path, strace: str, count: int = 0) -> Result:
-    """AssertionError when a follower does not come back after a kill. `count`: points to try, 0 = all."""
+def run(directory: Path, strace: str, count: int = 0, part: tuple[int, int] = (1, 1)) -> Result:
+    """AssertionError when a follower does not come back after a kill.
+
+    `count`: points to try, 0 = all; `part` (k, n): every n-th of them, from the k-th on.
+    """
     with LocalCluster(directory, 3, flags=SMALL_SNAPSHOTS) as cluster:
         cluster.start()
         follower = cluster.followers()[0]
@@ -136,7 +139,7 @@ def run(directory: Path, strace: str, count: int = 0) -> Result:
         points = _whole_install(cluster, follower, strace, directory / "calls.txt")
         assert len(points) > 20, points
         killed = 0
-        tried = spread(points, count)
+        tried = spread(points, count)[part[0] - 1 :: part[1]]
         for number, point in enumerate(tried):
             fall_behind(cluster, f"p{number}-")
             killed += _kill_at(cluster, follower, strace, point)
