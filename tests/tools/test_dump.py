@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -353,11 +354,18 @@ def test_a_pipe_that_is_closed_early_is_no_error(made):
     assert ran.stderr == ""
 
 
+def hear_ctrl_c() -> None:
+    """Tests that run in the background of a shell have SIGINT ignored, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_follow_shows_new_entries_and_ends_with_ctrl_c(tmp_path):
     directory = write(tmp_path / "data")
     argv = [sys.executable, "-m", "raftdb_tools.dump", "log", str(directory), "--follow"]
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=hear_ctrl_c
+    ) as process:
         assert process.stdout
         assert [process.stdout.readline().split()[0] for _ in range(5)] == ["1@1", "2@1", "3@1", "4@2", "5@2"]
         data = DataDir.open(directory)

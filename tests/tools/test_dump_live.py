@@ -16,6 +16,8 @@ import pytest
 
 from tests.e2e.processes import LocalCluster, background
 
+from .test_dump import hear_ctrl_c
+
 pytestmark = pytest.mark.e2e
 
 ROUNDS = 4  # of looking, while clients write
@@ -104,7 +106,9 @@ def test_the_history_of_a_key_is_followed(cluster, tmp_path: Path):
     argv = [sys.executable, "-m", "raftdb_tools.dump", "log", str(follower.directory), "--key", "watched", "--follow"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with (
-        subprocess.Popen([*argv, "--json"], stdout=subprocess.PIPE, text=True, env=environment) as process,
+        subprocess.Popen(
+            [*argv, "--json"], stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=hear_ctrl_c
+        ) as process,
         leader.client() as client,
     ):
         assert process.stdout
