@@ -22,7 +22,7 @@ import click
 
 from raftdb import __version__
 from raftdb.config import SETTINGS, Config, Setting, load_config
-from raftdb.errors import RaftdbError, UsageError
+from raftdb.errors import Bug, RaftdbError, UsageError
 
 if TYPE_CHECKING:
     from raftdb.node.node import Node
@@ -137,6 +137,8 @@ def run(config: Config) -> int:
         return EXIT_USAGE
     except (RaftdbError, OSError, MemoryError) as error:
         return _stopped(error)
+    except Exception as error:  # a bug; its traceback is for the log
+        return _stopped(Bug(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__))
     return _serve_until(stop, node)
 
 

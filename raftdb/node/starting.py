@@ -28,7 +28,7 @@ from raftdb.errors import Damaged, UsageError
 from raftdb.node import forerunner
 from raftdb.node.recovering import check_finished
 from raftdb.storage import snapshot
-from raftdb.storage.datadir import DataDir, read_identity
+from raftdb.storage.datadir import DataDir, check_place, read_identity
 from raftdb.storage.snapshot import Progress
 from raftdb.types import Member, Membership
 
@@ -277,6 +277,7 @@ def has_data(config: Config) -> bool:
     With -o and -e half a directory is moved aside: the node joins anew and replaces its former self.
     """
     path = config.own_data_dir
+    check_place(path, config.map_size_bytes or None)
     if config.load and not os.access(config.load, os.R_OK):
         raise UsageError(
             f"-l {config.load}: {os.strerror(errno.EACCES if os.path.exists(config.load) else errno.ENOENT)}"

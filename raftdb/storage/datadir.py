@@ -33,8 +33,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import re
+import resource
 import shutil
 from enum import Enum
 from pathlib import Path
@@ -43,7 +45,7 @@ from typing import Final, NamedTuple
 from raftdb.errors import Damaged, EntryDamaged, RaftdbError, StorageError, UsageError
 from raftdb.storage import engine, kvstate, snapshot
 from raftdb.storage.checksum import crc32c
-from raftdb.storage.engine import guarded, sync_directory, write_file
+from raftdb.storage.engine import guarded, map_bytes, sync_directory, write_file
 from raftdb.storage.kv import KvStore
 from raftdb.storage.log import Log
 from raftdb.storage.snapshot import Progress
@@ -54,6 +56,7 @@ RESERVE_BYTES: Final = 8 << 20
 YOUNG_S: Final = 10.0
 YOUNG_DEATHS: Final = 3
 IDENTITY_BYTES_MAX: Final = 4096
+MAPS: Final = 3  # of --map-size each: log, data, and data that is built anew beside it
 _IDENTITY = "identity"
 _NEW = ".new"
 _TITLE = "raftdb data directory"
@@ -237,7 +240,7 @@ class DataDir:
 
         Raises UsageError for half a directory, a newer format, foreign content, missing rights; Damaged.
         """
-        if not path.exists():
+        if not os.path.exists(path):  # Path.exists() raises where a directory above may not be looked into
             _need_writable_parent(path)
             return False
         names = _parts(path)
@@ -251,6 +254,7 @@ class DataDir:
             return False
         if {_IDENTITY, "log"} <= ours and (path / "log" / "data.mdb").exists():
             read_identity(path)
+            _need_rights(path)
             return True
         missing = _IDENTITY if _IDENTITY not in ours else "log/data.mdb"
         raise UsageError(
@@ -580,8 +584,53 @@ def _close_one(part: Log | KvStore) -> None:
         part.close()
 
 
+def _need_rights(path: Path) -> None:
+    """Raises UsageError that names the first part which this user may not write, before anything was touched."""
+    directories = [
+        part for part in path.iterdir() if part.is_dir() and part.name.startswith(("log", "snapshots", "kv"))
+    ]
+    for directory in sorted(directories):
+        files = [file for file in (directory / "data.mdb", directory / "lock.mdb") if os.path.exists(file)]
+        if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+            files = [directory]
+        for part in files:
+            if not os.access(part, os.R_OK | os.W_OK):
+                raise UsageError(f"{part} is not writable by this user: correct its owner or its rights")
+
+
+def check_place(path: Path, map_size_bytes: int | None) -> None:
+    """Can a node have its data here, as far as can be told before anything is touched?
+
+    Log, data, and data that is built anew are mapped into memory whole, though not a byte of them need be there.
+    Raises UsageError: the address space has no room for three such maps, or the place is on a network file system.
+    """
+    place = _existing(path)
+    engine.refuse_network_file_system(place)
+    with guarded(place):
+        size = map_size_bytes or map_bytes(place)
+    reserved = []
+    try:
+        for _ in range(MAPS):
+            reserved.append(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE, prot=0))
+    except (OSError, ValueError, OverflowError):
+        limit = "" if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY else " (ulimit -v is set)"
+        raise UsageError(
+            f"--map-size: the address space of a process has no room for {MAPS} maps of {size} bytes{limit}; give a "
+            "smaller size"
+        ) from None
+    finally:
+        for room in reserved:
+            room.close()
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that exists."""
+    path = path.absolute()
+    return next(above for above in (path, *path.parents) if os.path.exists(above))
+
+
 def _need_writable_parent(path: Path) -> None:
-    parent = next(above for above in path.absolute().parents if above.exists())
+    parent = _existing(path)
     if not parent.is_dir():
         raise UsageError(f"{path} cannot be made: {parent} is not a directory")
     if not os.access(parent, os.W_OK | os.X_OK):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,13 +23,25 @@ USAGE = 2
 
 
 def run(
-    *flags: str, directory: Path, python: tuple[str, ...] = (), wait_s: float = 60.0
+    *flags: str,
+    directory: Path,
+    python: tuple[str, ...] = (),
+    wait_s: float = 60.0,
+    before: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`raftdb serve FLAGS` that is expected to end by itself."""
-    argv = [sys.executable, *python, "-m", "raftdb", "serve", *flags]
+    program = python if "-c" in python else (*python, "-m", "raftdb")
+    argv = [sys.executable, *program, "serve", *flags]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAFTDB_", "PYTHONOPTIMIZE"))}
     return subprocess.run(
-        argv, capture_output=True, text=True, timeout=wait_s, cwd=directory, env=environment, check=False
+        argv,
+        capture_output=True,
+        text=True,
+        timeout=wait_s,
+        cwd=directory,
+        env=environment,
+        preexec_fn=before,
+        check=False,
     )
 
 
@@ -46,6 +61,8 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         (("-a", "nowhere"), "HOST:PORT"),
         (("-a", "::1:7000"), "address '::1:7000': an IPv6 address stands in brackets"),
         (("-a", "127.0.0.1:0", "--map-size", "4096"), "--map-size"),
+        (("-a", "127.0.0.1:0", "--map-size", "64TiB"), "--map-size"),
+        (("-a", "127.0.0.1:0", "--map-size", "50TiB"), "--map-size"),
         (("-a", "127.0.0.1:0", "-l", "missing.dat"), "missing.dat"),
         (("-a", "127.0.0.1:0", "-l", "x.dat", "-e", "127.0.0.1:7000"), "-e"),
         (("-a", "127.0.0.1:0", "--bind", "0.0.0.0"), "--requirepass"),
@@ -57,8 +74,68 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 )
 def test_a_mistake_is_one_line_and_touches_nothing(tmp_path: Path, flags: tuple[str, ...], wanted: str) -> None:
     assert wanted in one_line(run(*flags, directory=tmp_path))
-    assert [path.name for path in tmp_path.iterdir() if path.name != "raftdb-data"] == []
-    assert not list(tmp_path.glob("raftdb-data/*/*"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_of_the_address_space_is_one_line_and_touches_nothing(tmp_path: Path) -> None:
+    """ulimit -v below the default map size."""
+    line = one_line(
+        run(
+            *("-a", "127.0.0.1:0"),
+            directory=tmp_path,
+            before=lambda: resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30)),
+        )
+    )
+    assert "--map-size" in line
+    assert "ulimit -v" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+#: what another user may have made unwritable, and how it is then named
+UNWRITABLE = {
+    ".": "data is not writable",
+    "log": "data/log is not writable",
+    "log/data.mdb": "data/log/data.mdb is not writable",
+    "log/lock.mdb": "data/log/lock.mdb is not writable",
+    "kv": "data/kv is not writable",
+    "kv/data.mdb": "data/kv/data.mdb is not writable",
+    "snapshots": "data/snapshots is not writable",
+    "identity": "data/identity cannot be read",
+    "..": "is not writable",
+}
+
+
+#: the program as another user, who may not be allowed to read where it is installed
+AS_USER = """
+import difflib, os, raftdb.cli, raftdb.node.node
+if os.getuid() == 0:
+    os.setgroups([]), os.setgid({user}), os.setuid({user})
+raftdb.cli.main()
+"""
+
+
+@pytest.mark.parametrize("part", UNWRITABLE, ids=str)
+def test_a_data_directory_that_this_user_may_not_write_is_one_line_and_is_not_touched(part: str) -> None:
+    """As a user without privileges, whoever runs the tests (root may write everything)."""
+    with tempfile.TemporaryDirectory(prefix="raftdb-rights-") as name:
+        parent = Path(name)
+        os.chmod(parent, 0o755)
+        with Raftdb(parent) as node:
+            node.stop()
+        user = 65_534 if os.getuid() == 0 else os.getuid()
+        for path in (parent, *parent.rglob("*")):
+            os.chown(path, user, -1)
+        target, flags = parent / "data", ("-a", "127.0.0.1:0")
+        if part == "..":
+            target = parent / "closed" / "new"
+            target.parent.mkdir(mode=0o500)
+            os.chown(target.parent, user, -1)
+        else:
+            os.chmod(target / part, 0o000 if part == "identity" else 0o500 if (target / part).is_dir() else 0o400)
+        before = {path: path.stat().st_mtime_ns for path in parent.rglob("*")}
+        line = one_line(run(*flags, "-d", str(target), directory=Path("/"), python=("-c", AS_USER.format(user=user))))
+        assert UNWRITABLE[part] in line
+        assert {path: path.stat().st_mtime_ns for path in parent.rglob("*")} == before
 
 
 def test_an_unknown_flag_is_named(tmp_path: Path) -> None:
