@@ -1,7 +1,8 @@
-"""The command line: `raftdb serve`, `raftdb status`, `raftdb recover`, `raftdb backup`, `raftdb restore`.
+"""The command line: `raftdb serve`, `status`, `check`, `recover`, `backup`, `restore`.
 
 Exit codes: 0 done, 1 the node had to stop (storage error, bug), 2 usage (flags, files, ports, data directory),
-3 cannot connect, 4 no leader. Whatever goes wrong, the user reads one line; a traceback is for the log, at level debug.
+3 cannot connect, 4 no leader, 5 something is damaged. Whatever goes wrong, the user reads one line; a traceback is for
+the log, at level debug.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ EXIT_STOPPED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNREACHABLE: Final = 3
 EXIT_NO_LEADER: Final = 4
+EXIT_DAMAGED: Final = 5
 LOG_FILE_BYTES: Final = 1024 * 1024
 LOG_FILES: Final = 10
 
@@ -218,6 +220,82 @@ def status(address: str, password: str, as_json: bool, watching: bool, every: fl
 
         Console(width=None if sys.stdout.isatty() else 160).print(cluster.table(found))
     sys.exit(0 if found.leader_id else EXIT_NO_LEADER)
+
+
+# --- check ----------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("-d", "--data-dir", required=True, metavar="DIR", help="Data directory of a node that is not running.")
+@click.option(
+    "--repair", is_flag=True, help="If its term or vote is damaged: a new incarnation, which voted for nobody."
+)
+@click.option(
+    "--accept-loss", is_flag=True, help="Of a node that is alone: drop entries that are damaged and all later ones."
+)
+def check(data_dir: str, repair: bool, accept_loss: bool) -> None:
+    """Look for damage in the data directory of a node that is stopped, and mend what does not mend itself.
+
+    Without a flag nothing is changed. Exit codes: 0 nothing is damaged (or it was mended), 1 the disk failed, 2 usage:
+    no data directory, in use, beyond repair, 5 something is damaged. For a node that runs: raftdb-dump verify DIR.
+    """
+    from raftdb.node import checking  # late: it needs LMDB
+
+    path = Path(data_dir)
+    try:
+        if repair and accept_loss:
+            raise UsageError("--repair or --accept-loss: one after the other")
+        if repair:
+            _tell_repair(checking.repair_directory(path), path)
+        elif accept_loss:
+            _tell_loss(checking.accept_loss(path))
+        else:
+            sys.exit(_tell_findings(checking.check_directory(path), path))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UsageError as error:
+        _fail(str(error), EXIT_USAGE)
+    except (RaftdbError, OSError) as error:
+        _fail(str(error), EXIT_STOPPED)
+
+
+def _tell_findings(findings: list[Any], path: Path) -> int:
+    for finding in findings:
+        print(f"{finding.place}: {finding.what}")
+    wrong = [finding for finding in findings if not finding.note]
+    if not wrong:
+        print(f"{path}: nothing is damaged")
+        return 0
+    places = {finding.place.split(" ")[0] for finding in wrong}
+    if any(place.startswith(("log/meta", "identity")) for place in places):
+        print(f"the node cannot be started like this: raftdb check -d {path} --repair")
+    else:
+        print("start the node: it rebuilds its data, and asks the other members for what is damaged in its log")
+    return EXIT_DAMAGED
+
+
+def _tell_repair(done: Any, path: Path) -> None:
+    if not done.replaced:
+        print(f"{path}: term, vote and counters are whole: nothing was changed")
+        return
+    for text in done.replaced:
+        print(f"replaced: {text}")
+    if done.alone:
+        print(f"node {done.node_id} has a new incarnation and is its own cluster, as before: start it")
+    else:
+        print(
+            f"node {done.node_id} has a new incarnation: start it with -o, and the cluster takes it in again, with the "
+            "log that it has"
+        )
+
+
+def _tell_loss(lost: Any) -> None:
+    if lost.last < lost.former_last:
+        print(f"dropped log entries {lost.last + 1} to {lost.former_last}")
+    if lost.emptied:
+        print("the data begins anew with the first entry of the log: what only a lost snapshot held is gone")
+    if lost.last == lost.former_last and not lost.emptied:
+        print("nothing had to be dropped")
 
 
 # --- recover --------------------------------------------------------------------------------------------------------

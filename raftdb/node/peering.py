@@ -329,6 +329,11 @@ class Peering:
             self._anew = True
             log.info("this node's place was never committed; it asks for one again")
             return
+        replaces = refusal.reason is Reason.RESTORED and self.config.overwrite and not self._anew
+        if replaces and self.driver is not None and is_another_life(self.driver.core):
+            self._anew = True
+            log.info("this is another life of member %s; it asks for its place (-o)", self.driver.core.me.id)
+            return
         self.refusals[node_id] = refusal.text
 
     # --- frames -----------------------------------------------------------------------------------------------------
@@ -603,6 +608,15 @@ def never_member(core: Core) -> bool:
     if before is not None and before.incarnation == core.me.incarnation:
         return False
     return core.change_open or not core.is_member(core.me)
+
+
+def is_another_life(core: Core) -> bool:
+    """By this node's log another incarnation is the member of its id: it was repaired, or has just been replaced.
+
+    This incarnation has acknowledged nothing and voted for nobody, whatever its log holds.
+    """
+    member = core.membership.get(core.me.id)
+    return member is not None and member.incarnation != core.me.incarnation
 
 
 def outside_reason(core: Core, refusals: Mapping[str, str], directory: Path, anew: bool) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from raftdb.config import Config, join_address, peer_address, split_address
-from raftdb.errors import Damaged, UsageError
+from raftdb.errors import Damaged, StorageError, UsageError
 from raftdb.node import forerunner
 from raftdb.node.recovering import check_finished
 from raftdb.storage import snapshot
@@ -306,12 +306,15 @@ def listen_for_peers(config: Config, peering: Peering) -> None:
 def open_data(config: Config) -> DataDir:
     """Open what is there. Raises UsageError (also when it belongs to another id) or StorageError."""
     check_finished(config.own_data_dir)
-    data = DataDir.open(
-        config.own_data_dir,
-        map_size_bytes=config.map_size_bytes or None,
-        readers_max=512,
-        kv_sync_always=config.kv_sync == "always",
-    )
+    try:
+        data = DataDir.open(
+            config.own_data_dir,
+            map_size_bytes=config.map_size_bytes or None,
+            readers_max=512,
+            kv_sync_always=config.kv_sync == "always",
+        )
+    except Damaged as error:
+        raise StorageError(f"{error}; what can be done: raftdb check -d {config.own_data_dir}") from error
     if data.identity.node_id != config.own_id:
         found = data.identity.node_id
         data.close(clean=data.was_clean)

@@ -55,6 +55,7 @@ FORMAT: Final = 1
 RESERVE_BYTES: Final = 8 << 20
 YOUNG_S: Final = 10.0
 YOUNG_DEATHS: Final = 3
+_ACCEPT: Final = "raftdb check -d {} --accept-loss"
 IDENTITY_BYTES_MAX: Final = 4096
 MAPS: Final = 3  # of --map-size each: log, data, and data that is built anew beside it
 _IDENTITY = "identity"
@@ -348,8 +349,9 @@ class DataDir:
         self.log = Log.open(log_path(self.path), map_size_bytes=self._map_size_bytes, unclean=not self.was_clean)
         if self.log.incarnation != self.identity.incarnation:
             raise UsageError(
-                f"{self.path}: identity and log belong to different lives of the node: put the right ones back, or "
-                "move the directory away and start with -o to replace this member"
+                f"{self.path}: identity and log belong to different lives of the node: put the right ones back, run "
+                f"`raftdb check -d {self.path} --repair`, or move the directory away and start with -o to replace this "
+                "member"
             )
         self._start_kv(accept_loss)
         self.damaged = self.log.check(self.kv.applied)
@@ -377,7 +379,9 @@ class DataDir:
         if store is not None:
             store.close(clean=False)
         if self.plan.start_with is StartWith.STOP and not accept_loss:
-            raise StorageError(f"{self.path}: {self.plan.reason}: restore a backup, or start with --accept-loss")
+            raise StorageError(
+                f"{self.path}: {self.plan.reason}: restore a backup, or go on without: {_ACCEPT.format(self.path)}"
+            )
         if self.plan.snapshot is not None:
             self.kv = self.switch_kv(self.build_kv(self.plan.snapshot))
         else:
@@ -454,8 +458,8 @@ class DataDir:
         first = self.damaged[0]
         if not accept_loss:
             raise StorageError(
-                f"{self.path}: log entry {first} is damaged and no other member has it: restore a backup, or start "
-                "with --accept-loss to drop it and all later ones"
+                f"{self.path}: log entry {first} is damaged and no other member has it: restore a backup, or drop it "
+                f"and all later ones: {_ACCEPT.format(self.path)}"
             )
         log = self.log
         membership, previous = log.membership, log.previous_membership

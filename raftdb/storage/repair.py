@@ -1,4 +1,4 @@
-"""A new life for a directory whose vote can no longer be believed (`raftdb check --repair`).
+"""A new life for a directory whose vote can no longer be believed (`raftdb check --repair`, node/checking.py).
 
 A node whose term or vote is damaged must not speak under its name: it could vote twice. Its log may be whole all the
 same. So the directory gets another incarnation, which has voted for nobody; the cluster has to take it in like a new
@@ -11,6 +11,7 @@ The log is written first, identity after it; a repair that was cut off in betwee
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,52 @@ def repair(path: Path, incarnation: int, *, map_size_bytes: int | None = None) -
         with guarded(path):
             write_file(path / "identity", datadir.encode_identity(identity._replace(incarnation=incarnation)))
     except Damaged as error:
-        raise UsageError(f"{error}: beyond repair; move {path} away and start with -o to replace this member") from None
+        raise _beyond(path, error) from None
     finally:
         os.close(held)
     return replaced
+
+
+def damaged(path: Path) -> list[str]:
+    """What repair() would replace, in words; nothing is changed.
+
+    Raises UsageError (in use, no data directory, beyond repair), StorageError.
+    """
+    held = datadir.lock(path)
+    try:
+        identity = datadir.read_identity(path)
+        documents, replaced = _read_log(datadir.log_path(path), identity.incarnation)
+        if not replaced and documents[b"was"] != (identity.incarnation,):
+            replaced.append("identity and log belong to different lives of the node")
+    except Damaged as error:
+        raise _beyond(path, error) from None
+    finally:
+        os.close(held)
+    return replaced
+
+
+def _beyond(path: Path, error: Damaged) -> UsageError:
+    return UsageError(f"{error}: beyond repair; move {path} away and start with -o to replace this member")
+
+
+def _read_log(path: Path, incarnation: int) -> tuple[dict[bytes, Any], list[str]]:
+    """As _mended(), read-only; b"was": the incarnation as it is."""
+    if findings := structure_findings(path / "data.mdb"):
+        raise Damaged("log/data.mdb", findings[0])
+    environment = Environment(path, DATABASES, sync=True, read_only=True, copied=True)
+    try:
+        transaction = environment.reader()
+        try:
+            stored = {name: transaction.get(name, db=environment.databases[1]) for name in META_NAMES}
+        finally:
+            transaction.abort()
+    finally:
+        environment.close()
+    documents, replaced = _mended(stored, incarnation)
+    read_meta({name: codec.seal(LOG_META, name, codec.pack(document)) for name, document in documents.items()}.get)
+    with contextlib.suppress(Damaged):
+        documents[b"was"] = tuple(read_meta_document(b"incarnation", stored[b"incarnation"]))
+    return documents, replaced
 
 
 def _repair_log(path: Path, incarnation: int, map_size_bytes: int | None) -> list[str]:
