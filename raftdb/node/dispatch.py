@@ -61,7 +61,7 @@ VALUE_BYTES_PER_TURN_MAX: Final = 8 * 1024 * 1024  # large values that a turn re
 READS_PER_TURN_MAX: Final = 4_096  # the others of a turn wait for the next one: the peers come in between
 LOCALS_ON_LOOP_MAX: Final = 16  # local commands of one EXEC; more are answered by a worker
 UNSENT_BYTES_MAX: Final = 256 * 1024 * 1024  # of a loop's output, above which its long reads wait
-UNSENT_PATIENCE_S: Final = 5.0  # as long as this; then clients that do not read are in danger, not those that wait
+UNSENT_PATIENCE_S: Final = 5.0  # after it one more is begun all the same: who does not read is in danger, not who waits
 RUN_COMMANDS_MAX: Final = 1_024  # of one connection in one turn: the others wait meanwhile
 READS_IN_TICKET_MAX: Final = 16  # reads that ride along with writes: their replies are all in memory at once
 REPLY_BYTES_MAX: Final = 1024 * 1024  # of one run at a time
@@ -263,7 +263,7 @@ class ExecTicket(Ticket):
 class Gather:
     """What one loop has taken in the current turn."""
 
-    __slots__ = ("commands", "due", "held", "room", "runs", "stalled", "tickets")
+    __slots__ = ("admitted_s", "commands", "due", "held", "room", "runs", "stalled", "tickets")
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
@@ -271,6 +271,7 @@ class Gather:
         self.due: list[Run] = []  # may be answered, but the turn's room was used up
         self.held: list[Run] = []  # long ones that wait until more of the loop's output is sent
         self.stalled: list[Run] = []  # answered in part: go on when the client has read
+        self.admitted_s = 0.0  # when a long read was begun last
         self.room = Room()  # of the current turn
         self.commands = 0  # since the start of the process
 
@@ -370,7 +371,7 @@ class Dispatch:
     def _take_up(self, loop: Loop, gather: Gather) -> None:
         """Long reads that waited for room in the loop's output: they look again themselves, one after the other."""
         held = gather.held
-        if not _must_wait(loop, held[0], clock.monotonic()):
+        if not _must_wait(loop, gather, clock.monotonic()):
             gather.held = []
             for run in held:
                 self._serve_on_worker(run)
@@ -638,9 +639,11 @@ class Dispatch:
             if run.conn.closed:
                 return
             gather = run.conn.context
-            if gather is not None and _must_wait(loop, run, started_s):
-                loop.post(lambda: gather.held.append(run))
-                return
+            if gather is not None:
+                if _must_wait(loop, gather, started_s):
+                    loop.post(lambda: gather.held.append(run))
+                    return
+                gather.admitted_s = started_s
             try:
                 with self.machine.kv.view() as view:  # type: ignore[union-attr]
                     breathe = clock.Breather()
@@ -699,9 +702,9 @@ class Dispatch:
             self.unpause()
 
 
-def _must_wait(loop: Loop, run: Run, now_s: float) -> bool:
+def _must_wait(loop: Loop, gather: Gather, now_s: float) -> bool:
     """Is so much of the loop's output unsent that a long read should not add to it now?"""
-    return loop.out_bytes > UNSENT_BYTES_MAX and now_s <= run.since_s + UNSENT_PATIENCE_S
+    return loop.out_bytes > UNSENT_BYTES_MAX and now_s <= gather.admitted_s + UNSENT_PATIENCE_S
 
 
 def _union(items: Sequence[Request]) -> int:
