@@ -102,7 +102,7 @@ campaign-fuzz: $(VENV)/.installed-dev ## parsers and readers under mutated bytes
 
 # --- real input, figures ----------------------------------------------------------------------------------------------
 
-.PHONY: real-input kill-load failover catch-up install-kills round-trip restart-time bench-single bench bench-commands profile
+.PHONY: real-input kill-load failover catch-up install-kills round-trip mixed-in-process restart-time bench-single bench bench-commands profile
 real-input: $(VENV)/.installed-dev ## a million commands from the word list through redis-cli --pipe, all read back
 	$(PY) -m tests.e2e.real_input $(ARGS)
 
@@ -120,6 +120,9 @@ install-kills: $(VENV)/.installed-dev ## kill -9 at each mutating call of the in
 
 round-trip: $(VENV)/.installed-dev ## a million keys of all types into checkpoints of both codecs and back
 	$(PY) -m tests.round_trip $(ARGS)
+
+mixed-in-process: $(VENV)/.installed-dev ## a busy program, writers, long reads and KEYS over a million keys in one process: no election
+	MIXED_KEYS=1000000 MIXED_SECONDS=60 $(PY) -m pytest -q -n 0 tests/e2e/test_busy_host.py -k mixed_load
 
 restart-time: $(VENV)/.installed-dev ## restart with a million keys against a thousand, after kill -9
 	$(PY) -m tests.e2e.restart_time $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
@@ -17,8 +18,8 @@ from tests.e2e.server import Raftdb, free_port
 
 pytestmark = pytest.mark.e2e
 
-SECONDS = 15.0
-KEYS = 20_000
+SECONDS = float(os.environ.get("MIXED_SECONDS", "15"))
+KEYS = int(os.environ.get("MIXED_KEYS", "20000"))  # `make mixed-in-process`: a million
 
 
 @pytest.fixture
