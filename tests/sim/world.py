@@ -490,7 +490,7 @@ class World:
         for other in self.nodes.values():
             if other is not None and other is not node and not other.paused:
                 reason = refusal(other.core, node.greeting(), other.seen.get(node.ref))
-                if reason is not None and "restored from a backup" in reason:
+                if reason is not None:  # as a backup; or, being removed meanwhile, as one that is no member
                     self.halt(node.id, reason)
                     return
 
