@@ -493,13 +493,10 @@ class Peering:
         self._refuse_clients(driver, reason)
         if not reason:
             self._next_line_s = 0.0
-            return
-        if now_s >= self._next_line_s:
+        elif now_s >= self._next_line_s:
             self._next_line_s = now_s + WAITING_LINE_EVERY_S
             log.warning("%s", reason)
-        core = driver.core
-        wants_in = self._anew or (not core.is_member(core.me) and never_member(core))
-        if wants_in and core.leader is None and now_s >= self._next_join_s:
+        if now_s >= self._next_join_s and wants_place(driver.core, self._anew):
             self._next_join_s = now_s + (JOIN_EVERY_S if self._ask_to_join(driver) else 0.0)
 
     def _reason(self, driver: Driver) -> str:
@@ -595,6 +592,18 @@ def was_removed(core: Core, ref: NodeRef, last_index: int) -> bool:
 
 def _removed_text(node_id: str) -> str:
     return f"{node_id} was removed from the cluster"
+
+
+def wants_place(core: Core, anew: bool) -> bool:
+    """Does this node have to ask for a place, or for the one again that a leader gave it who could not keep it?
+
+    Such a leader was cut off: its entry was overwritten, and with it the place; who lost contact since, and never saw
+    the entry committed, asks whoever leads now. A leader that has it as a member just says so.
+    """
+    lost = core.contact >= 2 * core.config.election_ticks_max
+    if core.leader is not None and not lost:
+        return False
+    return anew or (never_member(core) and (lost or not core.is_member(core.me)))
 
 
 def never_member(core: Core) -> bool:
