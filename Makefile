@@ -102,7 +102,7 @@ campaign-fuzz: $(VENV)/.installed-dev ## parsers and readers under mutated bytes
 
 # --- real input, figures ----------------------------------------------------------------------------------------------
 
-.PHONY: real-input kill-load failover catch-up install-kills round-trip mixed-in-process restart-time bench-single bench bench-commands profile
+.PHONY: real-input kill-load failover catch-up install-kills round-trip mixed-in-process restart-time memory bench-single bench bench-commands profile
 real-input: $(VENV)/.installed-dev ## a million commands from the word list through redis-cli --pipe, all read back
 	$(PY) -m tests.e2e.real_input $(ARGS)
 
@@ -126,6 +126,9 @@ mixed-in-process: $(VENV)/.installed-dev ## a busy program, writers, long reads 
 
 restart-time: $(VENV)/.installed-dev ## restart with a million keys against a thousand, after kill -9
 	$(PY) -m tests.e2e.restart_time $(ARGS)
+
+memory: $(VENV)/.installed-dev ## anonymous memory of a node: idle, and with a million keys
+	$(PY) -m tests.e2e.memory $(ARGS)
 
 bench-single: $(VENV)/.installed-bench ## one node beside redis-server; writes docs/performance/single
 	$(PY) -m raftdb_tools.bench single --out docs/performance/single $(ARGS)

@@ -49,7 +49,7 @@ from raftdb.storage.engine import Environment, drop_page_cache, structure_findin
 from raftdb.types import Entry, HardState, Membership, Persist, SnapshotMeta
 
 FORMAT: Final = 1
-CACHE_BYTES_MAX: Final = 16 << 20
+CACHE_BYTES_MAX: Final = 2 << 20
 ENTRY_OVERHEAD_BYTES: Final = 250  # of an Entry in memory, besides its payload
 MARK_BYTES: Final = 1 << 20  # distance of the marks that bytes_after() works with
 DATABASES: Final = (b"entries", b"meta")
