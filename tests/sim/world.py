@@ -376,7 +376,7 @@ class World:
         self.do_crash(node_id, 0, True)
         ref = self.refs[node_id]
         if ref in self.backups:
-            self.graves[ref] = self.disks[ref]
+            self.graves.setdefault(ref, self.disks[ref])  # put back twice: what it once had is in the first grave
             self.restored.add(ref)
             self.disks[ref] = self.backups[ref].copy()
             self.judge.counts["restores"] += 1
