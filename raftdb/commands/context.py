@@ -54,10 +54,10 @@ class StampBehind(Exception):
         self.due_ms = due_ms
 
 
-class LongRead(Exception):
+class LongRead(BaseException):
     """A signal, as StampBehind is: this read turned out to be too long for the loop that began it.
 
-    Nothing was answered; a worker does it again.
+    Nothing was answered; a worker does it again. No Exception, so that no handler takes it for an error of its own.
     """
 
 

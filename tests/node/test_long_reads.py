@@ -300,3 +300,16 @@ def test_long_reads_of_the_embedding_program_are_answered(start_node: StartNode,
     node = start_node()
     node.execute("RPUSH", "l", *range(2_000))
     assert len(node.execute("LRANGE", "l", 0, -1)) == 2_000
+
+
+def test_a_handler_that_catches_every_exception_does_not_catch_that_it_is_too_long(start_node: StartNode) -> None:
+    def careless(ctx: Any, key: String) -> Any:
+        try:
+            return len(key.get() or b"")
+        except Exception:
+            return -1
+
+    row = command("CARELESS", Key(String), flags=READ, summary="Length, or -1")(careless)
+    with client(start_node(commands=[row])) as db:
+        db.set("big", b"b" * (12 * MIB))
+        assert db.execute_command("CARELESS", "big") == 12 * MIB
