@@ -14,7 +14,6 @@ import logging.handlers
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -126,7 +125,7 @@ def run(config: Config) -> int:
     """Serves until a signal or an error ends it; the exit code."""
     from raftdb.node.node import Node  # late: `raftdb --help` and `status` need no LMDB
 
-    stop = threading.Event()
+    stop = StopRequest()
     _catch_signals(stop)
     sys.setswitchinterval(config.switch_interval_us / 1e6)
     node = Node(config)
@@ -155,7 +154,26 @@ def _tune_collector() -> None:
     gc.set_threshold(100_000, 20, 100)
 
 
-def _serve_until(stop: threading.Event, node: Node) -> int:
+class StopRequest:
+    """Set by whoever wants the end: the node itself, from its own thread, or a signal handler.
+
+    No threading.Event: a handler runs in the main thread between any two instructions, those of Event.wait() and of
+    Event.set() included, and would wait for ever for the lock that its own thread holds.
+    """
+
+    def __init__(self) -> None:
+        self.signalled = False
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def set(self) -> None:
+        """Any thread, and signal handlers."""
+        os.eventfd_write(self._fd, 1)
+
+    def wait(self) -> None:
+        os.eventfd_read(self._fd)
+
+
+def _serve_until(stop: StopRequest, node: Node) -> int:
     node.on_end(stop.set)
     print(node.greeting(), flush=True)
     stop.wait()
@@ -172,12 +190,13 @@ def _stopped(error: BaseException) -> int:
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_STOPPED
 
 
-def _catch_signals(stop: threading.Event) -> None:
+def _catch_signals(stop: StopRequest) -> None:
     """The first SIGTERM or SIGINT asks for a clean stop, the second ends the process at once (which loses nothing)."""
 
     def stop_once(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if stop.signalled:
             os._exit(128 + number)
+        stop.signalled = True
         stop.set()
 
     signal.signal(signal.SIGTERM, stop_once)

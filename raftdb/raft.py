@@ -627,12 +627,12 @@ class RaftNode:
 
     def join(self) -> None:
         """Wait until the node ends. Ctrl-C ends it cleanly; so does SIGTERM, unless the program handles it itself."""
-        asked = threading.Event()
+        asked: list[int] = []  # no Event: whoever sets one in a signal handler may wait for its own thread
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, lambda *_: asked.set())
+            signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
         try:
-            while not asked.is_set() and not self.node.join(JOIN_POLL_S):
+            while not asked and not self.node.join(JOIN_POLL_S):
                 pass
         except KeyboardInterrupt:
             pass

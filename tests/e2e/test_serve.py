@@ -181,6 +181,20 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
         assert redis.Redis(port=server.port).get("k") == b"v"
 
 
+@pytest.mark.parametrize("turn", range(5))
+def test_two_signals_at_once_end_it_and_do_not_hang_it(tmp_path: Path, turn: int) -> None:
+    """The second came while the first one's handler held the lock of the event that it set: the node hung for ever."""
+    with Raftdb(tmp_path / "n1") as server:
+        client = redis.Redis(port=server.port)
+        client.set("k", "v")
+        assert server.process is not None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            server.process.send_signal(number)
+        assert server.process.wait(30) in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+        server.start()
+        assert redis.Redis(port=server.port).get("k") == b"v"
+
+
 def test_shutdown_ends_it_cleanly(tmp_path: Path) -> None:
     with Raftdb(tmp_path / "n1") as server:
         redis.Redis(port=server.port).shutdown()
