@@ -7,11 +7,13 @@ the log, at level debug.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
 import logging.handlers
 import os
+import select
 import signal
 import sys
 from pathlib import Path
@@ -126,7 +128,7 @@ def run(config: Config) -> int:
     from raftdb.node.node import Node  # late: `raftdb --help` and `status` need no LMDB
 
     stop = StopRequest()
-    _catch_signals(stop)
+    stop.catch(signal.SIGTERM, signal.SIGINT)
     sys.setswitchinterval(config.switch_interval_us / 1e6)
     node = Node(config)
     node.alone_in_process = True
@@ -155,22 +157,40 @@ def _tune_collector() -> None:
 
 
 class StopRequest:
-    """Set by whoever wants the end: the node itself, from its own thread, or a signal handler.
+    """Set by whoever wants the end: the node itself, from its own thread, or a signal.
 
     No threading.Event: a handler runs in the main thread between any two instructions, those of Event.wait() and of
-    Event.set() included, and would wait for ever for the lock that its own thread holds.
+    Event.set() included, and would wait for ever for the lock that its own thread holds. And when two signals come at
+    once the kernel hands one of them to another thread, which wakes nobody; the interpreter's wake-up descriptor does.
     """
 
     def __init__(self) -> None:
-        self.signalled = False
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self.asked = self.signalled = False
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def set(self) -> None:
         """Any thread, and signal handlers."""
-        os.eventfd_write(self._fd, 1)
+        self.asked = True
+        with contextlib.suppress(BlockingIOError):  # full: it is awake
+            os.write(self._wake, b"\0")
+
+    def catch(self, *signals: signal.Signals) -> None:
+        """The first asks for a clean stop, the second ends the process at once (which loses nothing)."""
+        for number in signals:
+            signal.signal(number, self._caught)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
 
     def wait(self) -> None:
-        os.eventfd_read(self._fd)
+        while not self.asked:
+            select.select([self._woken], [], [])
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._woken, 64)
+
+    def _caught(self, number: int, _frame: FrameType | None) -> None:
+        if self.signalled:
+            os._exit(128 + number)
+        self.signalled = True
+        self.set()
 
 
 def _serve_until(stop: StopRequest, node: Node) -> int:
@@ -188,19 +208,6 @@ def _stopped(error: BaseException) -> int:
     reason = str(error) or type(error).__name__
     print(f"raftdb: stopped: {reason}", file=sys.stderr)
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_STOPPED
-
-
-def _catch_signals(stop: StopRequest) -> None:
-    """The first SIGTERM or SIGINT asks for a clean stop, the second ends the process at once (which loses nothing)."""
-
-    def stop_once(number: int, frame: FrameType | None) -> None:
-        if stop.signalled:
-            os._exit(128 + number)
-        stop.signalled = True
-        stop.set()
-
-    signal.signal(signal.SIGTERM, stop_once)
-    signal.signal(signal.SIGINT, stop_once)
 
 
 # --- status ---------------------------------------------------------------------------------------------------------
