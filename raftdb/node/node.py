@@ -502,6 +502,8 @@ class Call:
         self.session = node._session
         self.loop = node.server.loop
         self.requests = requests
+        self.begun = False  # a thread is reading: how long that takes says nothing about the node
+        self._ended = node._ended
         self._done = threading.Event()
         self._replies: Sequence[Any] = ()
 
@@ -526,8 +528,10 @@ class Call:
         self._done.set()
 
     def result(self, wait_s: float) -> Sequence[Any]:
-        if not self._done.wait(wait_s):
-            raise TIMED_OUT
+        """The replies. Raises TIMED_OUT, but not for a long read (KEYS of a million keys) that has begun by then."""
+        while not self._done.wait(wait_s):
+            if not self.begun or self._ended.is_set():
+                raise TIMED_OUT
         return self._replies
 
 
@@ -560,6 +564,7 @@ class _CallRun(Run):
         self.call = call
 
     def execute(self, machine: Machine, ctx: Context) -> bool:
+        self.call.begun = True
         self.answer([machine.read_in(ctx, request) for request in self.requests])
         return True
 

@@ -14,8 +14,9 @@ from raftdb import clock
 from raftdb.commands import machine
 from raftdb.commands.args import Key
 from raftdb.commands.strings import String
-from raftdb.commands.table import READ, command
+from raftdb.commands.table import READ, SLOW, command
 from raftdb.config import MIB
+from raftdb.errors import Uncertain
 from raftdb.net.resp import encode
 from raftdb.node import dispatch
 from raftdb.node.dispatch import Run
@@ -300,6 +301,31 @@ def test_long_reads_of_the_embedding_program_are_answered(start_node: StartNode,
     node = start_node()
     node.execute("RPUSH", "l", *range(2_000))
     assert len(node.execute("LRANGE", "l", 0, -1)) == 2_000
+
+
+def test_a_long_read_of_the_embedding_program_is_waited_for_once_it_has_begun(start_node: StartNode) -> None:
+    """A worker computes beside the program's own threads: KEYS of a million keys then takes half a minute."""
+    bound_s = 0.6  # how long execute() waits: twice the request time-out, and for a leader
+    begun, released = threading.Event(), threading.Event()
+
+    def doze(ctx: Any) -> int:
+        begun.set()
+        assert released.wait(WAIT_S)
+        return 1
+
+    row = command("DOZE", flags=READ | SLOW, summary="Wait to be woken")(doze)
+    node = start_node(commands=[row], workers=1, request_timeout_ms=200, leader_wait_ms=200)
+    answers: list[Any] = []
+    dozing = threading.Thread(target=lambda: answers.append(node.execute("DOZE")))
+    dozing.start()
+    assert begun.wait(WAIT_S)
+    started_s = clock.monotonic()
+    with pytest.raises(Uncertain, match="no answer within the request time-out"):
+        node.execute("DOZE")  # there is no worker for it
+    assert clock.monotonic() - started_s >= bound_s
+    released.set()
+    dozing.join(WAIT_S)
+    assert answers == [1]
 
 
 def test_a_handler_that_catches_every_exception_does_not_catch_that_it_is_too_long(start_node: StartNode) -> None:
