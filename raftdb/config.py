@@ -232,7 +232,11 @@ class Config:
         64 * MIB, "--snapshot-log-bytes", _size, "SIZE", "Log written since the last snapshot that calls for the next."
     )
     snapshot_entries: int = _setting(
-        100_000, "--snapshot-entries", _integer, "N", "Log entries since the last snapshot that call for the next."
+        100_000,
+        "--snapshot-entries",
+        _integer,
+        "N",
+        "Log entries since the last snapshot that call for the next, once the log has a quarter of its size.",
     )
     keep_entries: int = _setting(
         10_000, "--keep-entries", _integer, "N", "Log entries kept behind a snapshot for followers that lag."

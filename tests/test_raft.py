@@ -482,6 +482,15 @@ def test_checkpoint_and_load(door, tmp_path):
     assert other.data["colour"] == "red"
 
 
+def test_a_checkpoint_in_every_so_many_entries(door, monkeypatch):
+    """The readme: "can be changed by raft.CONF_LOG_MAX"."""
+    monkeypatch.setattr(raft, "CONF_LOG_MAX", 40)
+    node = door.open()
+    for number in range(50):
+        node.request("set", "k", number)
+    wait_for("a checkpoint", lambda: node.last_checkpoint >= 40)
+
+
 # --- several nodes in one process, as the tests of the forerunner had them --------------------------------------------
 
 

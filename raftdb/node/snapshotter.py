@@ -4,7 +4,7 @@ A child that is executed anew, not forked, copies the data with one read transac
 encoding is pure Python, and here it would take the interpreter from the driver. It is asked for by a trigger:
 
     log bytes since the last one >= max(--snapshot-log-bytes, its size)
-    or --snapshot-entries entries, if the log has also grown by a quarter of that
+    or --snapshot-entries entries, if the log has also grown by a quarter of its size
 
 or by CHECKPOINT, SAVE and BGSAVE. A snapshot becomes the base of the log only when its file is durable and was read
 back with the right digest, which is what the child reports. Then the log's meta names it, and entries that are older
@@ -140,14 +140,15 @@ class Snapshotter:
             return  # a node that joined and has not applied its own joining yet: nobody could start from its file
         last = self._data.log.snapshot
         entries = applied - (last.index if last is not None else 0)
-        bound = max(self._config.snapshot_log_bytes, last.size_bytes if last is not None else 0)
+        last_bytes = last.size_bytes if last is not None else 0
+        bound = max(self._config.snapshot_log_bytes, last_bytes)
         if low:
             bound = min(bound, LOW_LOG_BYTES)
         if low and self._older_holds_log():
             self._rest_until_s = now_s + RETRY_S
             self.request()
         elif entries > 0 and (
-            log_bytes >= bound or (entries >= self._config.snapshot_entries and log_bytes >= bound // 4)
+            log_bytes >= bound or (entries >= self._config.snapshot_entries and log_bytes >= last_bytes // 4)
         ):
             log.info("snapshot: %d entries and %d KiB of log since the last one", entries, log_bytes // 1024)
             if low:

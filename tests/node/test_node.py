@@ -15,6 +15,7 @@ from raftdb.commands.args import Bytes, Key
 from raftdb.commands.strings import String
 from raftdb.commands.table import WRITE, command
 from raftdb.errors import CommandError, Uncertain, UsageError
+from tests.e2e.processes import wait_for
 from tests.node.conftest import StartNode, free_port
 
 
@@ -221,6 +222,29 @@ def test_save_and_checkpoint_make_files(start_node: StartNode) -> None:
     assert (node.data.path / "checkpoints" / "mine.dat").exists()
     with pytest.raises(redis.ResponseError):
         connection.execute_command("CHECKPOINT", "../outside.dat")
+
+
+def test_so_many_entries_call_for_a_snapshot_but_not_for_one_of_much_more_data(start_node: StartNode) -> None:
+    node = start_node(snapshot_entries=50)
+    for number in range(60):
+        node.execute("SET", "k", number)
+    wait_for("a snapshot", lambda: node.data.log.snapshot is not None)
+    node.execute("SET", "large", "x" * 8_000_000)
+    name = node.port.checkpoint(None, "msgpack")
+    last = node.data.log.snapshot
+    assert last is not None
+    assert last.name == name
+    asked: list[None] = []
+
+    def looks(entries: int, log_bytes: int) -> bool:
+        node.in_driver(lambda: node.snapshotter.trigger(last.index + entries, log_bytes, clock.monotonic(), False))
+        return bool(asked)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node.snapshotter, "request", lambda: asked.append(None))
+        assert not looks(50, last.size_bytes // 4 - 1)
+        assert not looks(49, last.size_bytes // 4)
+        assert looks(50, last.size_bytes // 4)
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "../x", "", "x.part", "a" * 300])
