@@ -161,6 +161,17 @@ def test_half_a_data_directory_is_one_line(tmp_path: Path) -> None:
     assert "half a data directory" in one_line(run("-a", "127.0.0.1:0", "-d", "data", directory=tmp_path))
 
 
+def test_data_of_a_newer_format_are_one_line_and_are_not_touched(tmp_path: Path) -> None:
+    with Raftdb(tmp_path / "n1") as server:
+        assert server.stop() == 0
+    identity = server.data / "identity"
+    identity.write_text(identity.read_text().replace("format: 1", "format: 2"))
+    before = {path: path.stat().st_mtime_ns for path in server.data.rglob("*")}
+    line = one_line(run("-a", f"127.0.0.1:{server.port}", "-d", str(server.data), directory=tmp_path))
+    assert "newer raftdb" in line
+    assert {path: path.stat().st_mtime_ns for path in server.data.rglob("*")} == before
+
+
 def test_the_data_of_others_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "letter.txt").write_text("dear")
