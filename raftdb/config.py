@@ -330,10 +330,16 @@ def flag_of(name: str) -> str:
     return next((flag for flag in SETTINGS[name].flags if flag.startswith("--")), name)
 
 
+def _check_range(name: str, value: Any, where: str) -> None:
+    """`where`: the flag, variable or key of a file that said so."""
+    least, most = _RANGES.get(name, (value, value))
+    if not least <= value <= most:
+        raise UsageError(f"{where}: {value} is not between {least} and {most}")
+
+
 def _check(config: Config) -> None:
-    for name, (least, most) in _RANGES.items():
-        if not least <= getattr(config, name) <= most:
-            raise UsageError(f"{flag_of(name)}: {getattr(config, name)} is not between {least} and {most}")
+    for name in _RANGES:
+        _check_range(name, getattr(config, name), flag_of(name))
     _check_identity(config)
     _check_timers(config)
     if 0 < config.map_size_bytes < MAP_SIZE_MIN_BYTES:
@@ -467,6 +473,7 @@ def load_config(
             values[name] = SETTINGS[name].parse(value)
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from None
+        _check_range(name, values[name], where)
     return _with_own_names(values)
 
 

@@ -46,6 +46,8 @@ def test_every_setting_has_a_flag_a_help_text_and_a_default_that_its_own_parser_
         ({}, {"RAFTDB_WORKERS": "many"}, "", "RAFTDB_WORKERS: expected a whole number"),
         ({"workers": "1_0"}, {}, "", "--workers: expected a whole number"),
         ({"workers": "0"}, {}, "", "--workers: 0 is not between 1 and 64"),
+        ({}, {"RAFTDB_WORKERS": "0"}, "", "RAFTDB_WORKERS: 0 is not between 1 and 64"),
+        ({}, {}, "workers = 65", "node.toml: workers: 65 is not between 1 and 64"),
         ({"reads": "fast"}, {}, "", "--reads: expected one of linearizable"),
         ({"protected_mode": "maybe"}, {}, "", "--protected-mode: expected yes or no"),
         ({"map_size_bytes": "12 parsecs"}, {}, "", "--map-size: expected a size"),
