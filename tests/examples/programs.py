@@ -29,14 +29,15 @@ def free_ports(count: int) -> list[int]:
 
 
 class Program:
-    """A program on a node's command line. `others`: what stands behind -e."""
+    """A program (a file, or the name of a module) on a node's command line. `others`: what stands behind -e."""
 
-    def __init__(self, directory: Path, script: Path, nid: str, port: int, others: str = "", *more: str) -> None:
+    def __init__(self, directory: Path, script: Path | str, nid: str, port: int, others: str = "", *more: str) -> None:
         self.nid = nid
         self.port = port
         self.directory = directory
         self.output_path = directory / f"{nid}.txt"
-        self.command = [sys.executable, "-u", str(script), "-a", f"127.0.0.1:{port}", "-i", nid]
+        program = ["-m", script] if isinstance(script, str) else [str(script)]
+        self.command = [sys.executable, "-u", *program, "-a", f"127.0.0.1:{port}", "-i", nid]
         self.command += ["-d", str(directory / nid), *(["-e", others] if others else []), *more]
         self.start()
 

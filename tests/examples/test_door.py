@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,34 @@ def test_a_mistake_on_the_command_line_is_a_raft_exception(tmp_path, words):
     program = Program(tmp_path, SCRIPT, "1", 5_010, "", *words)
     assert program.process.wait(20) == 1
     assert program.output.splitlines()[-1].startswith("raftdb.raft.RaftException: ")
+
+
+def typed(program: Program, *lines: str) -> str:
+    """What telnet shows for these lines."""
+    with socket.create_connection(("127.0.0.1", program.port), timeout=20) as connection:
+        connection.sendall("".join(f"{line}\r\n" for line in (*lines, "quit")).encode())
+        return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+
+
+def test_the_daemon_grows_to_three_as_the_readme_types_it(tmp_path):
+    """`python -m pyraft.run_raft -i 1 -a ...`; 2 is given 1's address, 3 is given 2's; what one was told all know."""
+    ports = free_ports(3)
+    running: list[Program] = []
+    try:
+        for number, port in enumerate(ports, 1):
+            others = f"127.0.0.1:{ports[number - 2]}" if running else ""
+            running.append(Program(tmp_path, "raftdb.raft", str(number), port, others))
+            wait_for(f"{number} to serve", running[-1].answers, 30)
+            if number == 1:
+                assert typed(running[0], "set key value", "get key") == "+OK\r\n$5\r\nvalue\r\n+OK\r\n"
+        for program in running:
+            wait_for("three voters", lambda program=program: voters(program) == 3)
+            assert typed(program, "get key") == "$5\r\nvalue\r\n+OK\r\n"
+        assert typed(running[2], "expire key 1000", "del key", "get key") == ":1\r\n:1\r\n$-1\r\n+OK\r\n"
+        assert [program.terminate() for program in reversed(running)] == [0, 0, 0]
+    finally:
+        for program in running:
+            program.kill()
 
 
 def test_a_default_node_never_begins_empty_in_place_of_a_file(tmp_path):
