@@ -122,7 +122,7 @@ round-trip: $(VENV)/.installed-dev ## a million keys of all types into checkpoin
 	$(PY) -m tests.round_trip $(ARGS)
 
 mixed-in-process: $(VENV)/.installed-dev ## a busy program, writers, long reads and KEYS over a million keys in one process: no election
-	MIXED_KEYS=1000000 MIXED_SECONDS=60 $(PY) -m pytest -q -n 0 tests/e2e/test_busy_host.py -k mixed_load
+	MIXED_KEYS=1000000 MIXED_SECONDS=60 $(PY) -m pytest -q -s -n 0 --timeout 900 tests/e2e/test_busy_host.py -k mixed_load
 
 restart-time: $(VENV)/.installed-dev ## restart with a million keys against a thousand, after kill -9
 	$(PY) -m tests.e2e.restart_time $(ARGS)

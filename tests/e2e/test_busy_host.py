@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ pytestmark = pytest.mark.e2e
 
 SECONDS = float(os.environ.get("MIXED_SECONDS", "15"))
 KEYS = int(os.environ.get("MIXED_KEYS", "20000"))  # `make mixed-in-process`: a million
+SWITCH_US = int(os.environ.get("MIXED_SWITCH_US", "5000"))  # Python's own
+
+
+@pytest.fixture(autouse=True)
+def switch_interval() -> Iterator[None]:
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_US / 1e6)
+    yield
+    sys.setswitchinterval(before_s)
 
 
 @pytest.fixture
@@ -109,21 +119,25 @@ def writes_per_second(node: Node, seconds: float) -> float:
 
 
 class Crowd:
-    """Threads of the program that each do the same again and again on the node, until it raises."""
+    """Threads of the program that each execute the same again and again on the node, until it raises."""
 
-    def __init__(self, *works: Callable[[], object]) -> None:
+    def __init__(self, node: Node, *works: tuple[str | int, ...]) -> None:
+        self._node = node
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(work, n)) for n, work in enumerate(works)]
+        self._threads = [threading.Thread(target=self._run, args=(words, n)) for n, words in enumerate(works)]
         self.done = [0] * len(works)
-        self.errors: list[Exception] = []
+        self.longest_s = [0.0] * len(works)
+        self.errors: list[tuple[str | int, Exception]] = []
 
-    def _run(self, work: Callable[[], object], number: int) -> None:
+    def _run(self, words: tuple[str | int, ...], number: int) -> None:
         try:
             while not self._stop.is_set():
-                work()
+                started_s = time.monotonic()
+                self._node.execute(*words)
+                self.longest_s[number] = max(self.longest_s[number], time.monotonic() - started_s)
                 self.done[number] += 1
         except Exception as error:
-            self.errors.append(error)
+            self.errors.append((words[0], error))
 
     def __enter__(self) -> Crowd:
         for thread in self._threads:
@@ -148,10 +162,16 @@ def test_the_mixed_load_inside_one_process_causes_no_election(ram, leader):
         node.execute("RPUSH", "l", *range(10_000))
         cluster.lead(leader)
         term = node.term
-        writers = [lambda: node.execute("INCR", "count")] * 8
-        readers = [lambda: node.execute("LRANGE", "l", 0, -1), lambda: node.execute("KEYS", "key:*7")]
-        with Busy(1), Crowd(*writers, *readers, lambda: node.execute("CHECKPOINT", "mine.dat")) as crowd:
+        writers = [("INCR", "count")] * 8
+        others = [("LRANGE", "l", 0, -1), ("KEYS", "key:*7"), ("CHECKPOINT", "mine.dat")]
+        started_s = time.monotonic()
+        with Busy(1), Crowd(node, *writers, *others) as crowd:
             time.sleep(SECONDS)  # of load: there is nothing to wait for
+        passed_s = time.monotonic() - started_s
+        print(f"\n{leader} leads, {KEYS} keys, {passed_s:.0f} s: {sum(crowd.done[:8]) / passed_s:.0f} writes/s,")
+        print(f"the longest {max(crowd.longest_s[:8]):.2f} s;", end="")
+        for words, done, longest_s in zip(others, crowd.done[8:], crowd.longest_s[8:], strict=True):
+            print(f" {done} {words[0]}, the longest {longest_s:.2f} s;", end="")
         assert crowd.errors == []
         assert min(crowd.done) > 0, crowd.done
         assert node.leader is not None
