@@ -233,25 +233,25 @@ def calm_down(calm: Calm) -> None:
     """No more faults; what becomes of those who are not chosen is the style."""
     world = calm.world
     world.act(world.do_quiet)
-    world.cuts.clear()
     outside = [i for i in world.ids if i not in calm.chosen]
     style = world.rng.randrange(5)
+    cuts: list[tuple[str, str]] = []
     for node_id in outside:
         if style == 0:
             world.act(world.do_crash, node_id, 0, False)
-            world.held.add(node_id)
+            world.act(world.do_hold, node_id)
         elif style == 1:
             world.act(world.do_pause, node_id)
-            world.held.add(node_id)
+            world.act(world.do_hold, node_id)
         else:
             node = world.nodes[node_id]
             if node is not None:
                 world.act(world.do_resume, node_id, node.life)
-            for other in world.ids:
-                if style != 3:  # it cannot be heard
-                    world.cuts[node_id, other] = 1 << 30
-                if style != 4:  # it cannot hear
-                    world.cuts[other, node_id] = 1 << 30
+            if style != 3:  # it cannot be heard
+                cuts += [(node_id, other) for other in world.ids]
+            if style != 4:  # it cannot hear
+                cuts += [(other, node_id) for other in world.ids]
+    world.act(world.do_cut_for_good, tuple(cuts))
     world.fates = [(world.settings.delay,)] * FATES
     for node_id in calm.chosen:
         node = world.nodes[node_id]
@@ -294,7 +294,7 @@ def come_back(calm: Calm) -> None:
         return
     term = leader.core.term
     world.judge.counts["came back"] += 1
-    world.cuts.clear()
+    world.act(world.do_cut_for_good, ())
     calm.pass_time(patience)
     if leader.core.term != term or leader.core.role is not Role.LEADER:
         raise Violation("I22", f"{leader.id} led term {term} until the others came back: {state(world)}")
@@ -416,7 +416,7 @@ def keep_the_leader(calm: Calm) -> None:
     lost = calm.world.rng.choice(others)
     term = leader.core.term
     calm.world.judge.counts["kept"] += 1
-    calm.world.cuts[leader.id, lost.id] = calm.world.cuts[lost.id, leader.id] = 1 << 30
+    calm.world.act(calm.world.do_cut_for_good, ((leader.id, lost.id), (lost.id, leader.id)))
     calm.pass_time(4 * calm.election())
     if leader.core.term != term or leader.core.role is not Role.LEADER:
         raise Violation("I22", f"{leader.id} led term {term}, which only {lost.id} did not hear: {state(calm.world)}")

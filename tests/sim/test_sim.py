@@ -70,9 +70,9 @@ def test_a_run_can_be_replayed_from_its_events() -> None:
     """The list of events does the same as the seed did: the histories of the judge agree."""
     for seed in (3, 12, 25):
         settings = draw(seed)
-        script, rule, _ = record(settings, 1_500)
-        assert rule == ""
-        assert fails(settings, script) == ("", "")
+        run = record(settings, 1_500)
+        assert run.rule == ""
+        assert fails(settings, run.events) == ("", "")
 
 
 # --- planted bugs -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ Everything that happens is an *event*: a call of one of the `do_` methods with p
 the events come from a heap ordered by simulated time and the dice of the seed decide what is put there. In a *replay*
 the events come from a list, and nothing else happens: a message is delivered if one equal to it has been sent, a
 flush returns if one is under way. So a failing run can be written down as a list of events, and any part of that list
-can be replayed: that is what the shrinker needs.
+can be replayed: that is what the shrinker needs. (For what does not happen there is no list: the liveness phase is run
+again behind each part, `go_on`.)
 
 What is deterministic rests on this: ints and tuples of ints as the only things hashed, dicts in the order of
 insertion, no sets iterated, one `random.Random(seed)`.
@@ -16,7 +17,7 @@ import random
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from raftdb.consensus.core import Change, ChangeKind, CoreConfig
 from raftdb.consensus.handshake import refusal
@@ -34,6 +35,7 @@ MASK = (1 << 61) - 1
 ENCODED = 15  # one message in so many plus one goes through the real encoding
 FATES = 1021  # entries of the table of what happens to messages
 KEYS = 3
+OF_ONE_LIFE = frozenset(("do_tick", "do_sync", "do_apply", "do_snapshot", "do_fetch", "do_resume"))
 
 Event = tuple[Any, ...]
 
@@ -67,6 +69,18 @@ class Op:
         self.index = 0  # committed there
         self.committed = 0  # the event at which that was known first
         self.by = ""  # the node that answered a read
+
+
+class Rest(NamedTuple):
+    """What was still to come where a run was cut in two, so that a replay of its first part can go on by itself."""
+
+    now: int
+    dice: Any
+    heap: list[Event]  # (when, name, args), in order
+    lives: dict[str, int]
+    fate: int
+    hush: int
+    next_op: int
 
 
 class World:
@@ -214,10 +228,48 @@ class World:
             self.events += 1
             getattr(self, name)(*args)
 
+    def rest(self) -> Rest:
+        """Everything that will happen by itself from here on."""
+        heap = [(when, do.__name__, args) for when, _, do, args in sorted(self.heap, key=lambda event: event[:2])]
+        return Rest(self.now, self.rng.getstate(), heap, dict(self.lives), self.fate, self.hush, self.next_op)
+
+    def go_on(self, rest: Rest) -> None:
+        """After a replay: things happen by themselves again, those that were under way at the end of what is replayed.
+
+        Where the replay left something out there may be nodes that nothing is under way for: nobody is left waiting for
+        his own clock or disk.
+        """
+        self.script = None
+        self.now, self.fate, self.hush, self.next_op = rest.now, rest.fate, rest.hush, rest.next_op
+        self.rng.setstate(rest.dice)
+        self.faults = Faults(self)
+        ticking = set()
+        for when, name, args in rest.heap:
+            if name in OF_ONE_LIFE:
+                node_id, life, *others = args
+                if life != rest.lives[node_id]:
+                    continue
+                args = (node_id, self.lives[node_id], *others)
+                ticking |= {node_id} if name == "do_tick" else set()
+            heappush(self.heap, (when, next(self.order), getattr(self, name, None) or getattr(self.faults, name), args))
+        for node in [node for node in self.nodes.values() if node is not None]:
+            if node.id not in ticking:
+                self.later(self.rng.randrange(TICK) + 1, self.do_tick, node.id, node.life)
+            self.later(MS, self.do_sync, node.id, node.life)
+            self.later(MS, self.do_apply, node.id, node.life)
+            if node.snapshotting:
+                self.start_snapshot(node, node.make_snapshot())
+            if node.fetching is not None:
+                self.start_fetch(node, node.fetching)
+
     def same(self, node: SimNode, life: int) -> bool:
-        """Was this meant for this life of the node? In a replay lives are not told apart: crashes may have been left
-        out."""
-        return node.life == life or self.script is not None
+        """Was this meant for this life of the node? In a replay lives are not told apart, since crashes may have been
+        left out; so an event that came too late does not stand in the record."""
+        if node.life == life or self.script is not None:
+            return True
+        if self.recorded:
+            self.recorded.pop()
+        return False
 
     def spread(self, mean: int) -> int:
         return int(self.rng.expovariate(1.0 / mean)) + 1
@@ -305,6 +357,10 @@ class World:
             node.paused = True
             self.judge.counts["pauses"] += 1
 
+    def do_hold(self, node_id: str) -> None:
+        """The liveness phase: it stays as it is, down or paused."""
+        self.held.add(node_id)
+
     def do_resume(self, node_id: str, life: int) -> None:
         """Clients' requests, then what peers have sent, and only then the clock is seen to have moved on."""
         node = self.nodes[node_id]
@@ -390,6 +446,10 @@ class World:
             source, target = pair
             if (node := self.nodes[target]) is not None:
                 node.connected.pop(self.refs[source], None)
+
+    def do_cut_for_good(self, pairs: tuple[tuple[str, str], ...]) -> None:
+        """The liveness phase: these links are cut from now on, and no others."""
+        self.cuts = dict.fromkeys(pairs, 1 << 30)
 
     def do_heal(self, pairs: tuple[tuple[str, str], ...]) -> None:
         for pair in pairs:
