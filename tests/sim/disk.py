@@ -3,15 +3,21 @@
 It has the parts of a real data directory, and the promises of their formats, no more:
 
     log         one transaction at a time becomes durable as a whole when its sync returns (LMDB: data, flush, meta,
-    flush).
-                Until then it is *pending*. A crash keeps none of the pending transactions, a prefix, or any subset: a
-                driver that waits for each sync has at most one pending, and loses or keeps it; a driver that does not
-                wait is punished the way a disk with a volatile cache punishes it.
-    kv          state + applied index in one transaction, never synced by itself. It survives the death of the
-    process. After
-                a loss of power it is not trusted: gone, to be rebuilt from snapshot and log.
-    snapshots   a file counts once it is written, synced, renamed, and the directory synced; before that a crash drops
-    it.
+                flush). Until then it is *pending*. A crash keeps none of the pending transactions, a prefix, or any
+                subset: a driver that waits for each sync has at most one pending, and loses or keeps it; a driver that
+                does not wait is punished the way a disk with a volatile cache punishes it. No transaction is torn: that
+                LMDB's are not is what the crash images of tests/storage show.
+    kv          state + applied index in one transaction, flushed now and then. It survives the death of the process,
+                page by page: after a loss of power it is what was flushed, or what was written, or *torn*, some pages
+                of each, and looks whole. It is believed or not by its line.
+    kv.state    a line: `clean`, or `dirty` and the boot of the kernel that wrote kv. Written beside and renamed; when
+                the power fails meanwhile it is the old one or the new one, or cut, though no file system that honours
+                the flush should: no line but the two that are meant is believed.
+    snapshots   a file has its name once it is written, flushed, and read back. While it is made it has another name
+                (swept at the start); while it is pulled from a leader it is a *part*, which is gone on with after a
+                crash, torn as it may be: only the digest of the whole tells.
+
+The identity is not here: a directory has none until all of it is durable, so it is there as a whole or not at all.
 
 A backup is a deep enough copy; restoring one is how "somebody put an old disk back" is played. An entry can be
 *damaged*: its checksum does not fit any more; reading it raises EntryDamaged, rewriting it heals it.
@@ -20,7 +26,8 @@ A backup is a deep enough copy; restoring one is how "somebody put an old disk b
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from raftdb.consensus.membership import decode
@@ -32,6 +39,7 @@ from raftdb.types import Entry, HardState, Kind, Membership, Persist, SnapshotMe
 CHAIN_MASK = 0xFFFFFFFF
 ENCODED = 15  # one entry in so many plus one goes through the real record format
 DIGEST_MASK = (1 << 61) - 1
+CLEAN: Final = "clean"
 
 
 def chain_of(previous: int, index: int, term: int, kind: int, stamp: int, seed: int, payload: bytes) -> int:
@@ -242,6 +250,21 @@ class Snapshot(NamedTuple):
     meta: SnapshotMeta
     digest: int
 
+    def whole(self) -> bool:
+        """Is the digest over what is in the file the one that its header, or who offered it, promises?"""
+        return self.digest.to_bytes(32, "big") == self.meta.digest
+
+    def torn(self, rng: random.Random) -> Snapshot:
+        """The same file, some of its sectors zeros or what was there before."""
+        return self._replace(digest=self.digest ^ (rng.getrandbits(60) | 1))
+
+
+class Part(NamedTuple):
+    """What is there of a file that is being pulled."""
+
+    meta: SnapshotMeta
+    noise: int  # what a crash has done to the content; 0: nothing
+
 
 class Kv(NamedTuple):
     """kv as of its last transaction."""
@@ -254,15 +277,32 @@ class Kv(NamedTuple):
 class Disk:
     """The data directory of one life of one node."""
 
-    __slots__ = ("formed", "kv", "log", "lost_writes", "pending", "snapshots")
+    __slots__ = (
+        "boots",
+        "flushed",
+        "formed",
+        "kv",
+        "line",
+        "log",
+        "making",
+        "new_line",
+        "part",
+        "pending",
+        "snapshots",
+    )
 
     def __init__(self, membership: Membership) -> None:
         self.formed = membership
         self.log = SimLog(membership)
         self.kv: Kv | None = Kv(0, 0, membership)
+        self.flushed = self.kv  # kv as of its last flush
+        self.line = CLEAN  # what kv.state says
+        self.new_line = ""  # it is being written
+        self.boots = 1  # of the machine: the power fails between two
         self.snapshots: dict[str, Snapshot] = {}
+        self.making: Snapshot | None = None  # under another name
+        self.part: Part | None = None
         self.pending: list[Persist] = []
-        self.lost_writes = 0
 
     def write(self, persist: Persist) -> None:
         """Start a transaction; it is durable after `sync`."""
@@ -274,24 +314,110 @@ class Disk:
             self.log.commit(persist)
         self.pending.clear()
 
-    def crash(self, rng: random.Random, power: bool) -> None:
-        """The process is gone, and with `power` everything that no flush has covered."""
+    def crash(self, rng: random.Random, power: bool, torn: float = 0.5) -> list[str]:
+        """The process is gone, and with `power` what no flush has covered; of that a share is torn, not lost.
+
+        Returns what happened, by the names of the judge's counters.
+        """
         pending, self.pending = self.pending, []
-        for persist in self._survivors(pending, rng):
+        kept = self._survivors(pending, rng)
+        for persist in kept:
             self.log.commit(persist)
+        happened = ["lost writes"] * (len(pending) - len(kept))
         if power:
-            self.kv = None
+            self.boots += 1
+            happened += self._tear_kv(rng, torn) + self._tear_line(rng, torn) + self._tear_files(rng, torn)
+        self.making = None
+        return happened
 
     def _survivors(self, pending: list[Persist], rng: random.Random) -> list[Persist]:
         how = rng.randrange(3)
         if how == 0:
-            kept = []
-        elif how == 1:
-            kept = pending[: rng.randrange(len(pending) + 1)]
-        else:
-            kept = [p for p in pending if rng.random() < 0.5]
-        self.lost_writes += len(pending) - len(kept)
-        return kept
+            return []
+        if how == 1:
+            return pending[: rng.randrange(len(pending) + 1)]
+        return [p for p in pending if rng.random() < 0.5]
+
+    def _tear_kv(self, rng: random.Random, torn: float) -> list[str]:
+        if self.kv is None or self.kv == self.flushed:
+            return []
+        kept = rng.choice((self.flushed, self.kv))
+        if rng.random() >= torn:
+            self.kv = kept
+            return []
+        self.kv = kept._replace(digest=kept.digest ^ (rng.getrandbits(60) | 1))
+        return ["torn states"]
+
+    def _tear_line(self, rng: random.Random, torn: float) -> list[str]:
+        line, self.new_line = self.new_line, ""
+        if not line:
+            return []
+        if rng.random() >= torn:
+            self.line = rng.choice((self.line, line))
+            return []
+        self.line = line[: rng.randrange(len(line))]
+        return ["torn lines"]
+
+    def _tear_files(self, rng: random.Random, torn: float) -> list[str]:
+        happened = []
+        if self.part is not None:
+            if rng.random() < torn:
+                self.part = self.part._replace(noise=rng.getrandbits(60) | 1)
+                happened.append("torn files")
+            elif rng.random() < 0.5:
+                self.part = None
+        if self.making is not None and rng.random() < torn:
+            happened.append("torn files")
+            name = self.making.meta.name
+            if name in self.snapshots:  # (a driver that gave it its name before it was flushed; ours does not)
+                self.snapshots[name] = self.making.torn(rng)
+        return happened
+
+    # --- kv ---------------------------------------------------------------------------------------------------------
+
+    def flush_kv(self) -> None:
+        """Everything that was written is durable."""
+        if self.kv is not None:
+            self.flushed = self.kv
+
+    def switch_kv(self, kv: Kv) -> None:
+        """Another environment takes the place of kv. It was built beside it, and flushed."""
+        self.kv = self.flushed = kv
+        self.line = CLEAN
+
+    def mark_dirty(self) -> None:
+        """Durable before anything is written to kv."""
+        self.line = f"dirty {self.boots}"
+
+    def trusted(self) -> bool:
+        """May kv be believed? Nothing in it could tell."""
+        return self.line in (CLEAN, f"dirty {self.boots}")
+
+    def stop(self) -> Iterator[None]:
+        """An orderly end, in the steps between which the power may fail."""
+        self.sync()
+        self.flush_kv()
+        yield
+        self.new_line = CLEAN
+        yield
+        self.line, self.new_line = CLEAN, ""
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def begin_part(self, meta: SnapshotMeta) -> None:
+        """This file will be pulled; what an earlier attempt has left of it, in this life or before, is gone on with."""
+        if self.part is None or self.part.meta.digest != meta.digest:
+            self.part = Part(meta, 0)
+
+    def receive(self, snapshot: Snapshot) -> bool:
+        """The rest of the part is there. It is flushed and read back, and counts when it is what was offered."""
+        part, self.part = self.part, None
+        if part is not None and part.noise and part.meta.digest == snapshot.meta.digest:
+            snapshot = snapshot._replace(digest=snapshot.digest ^ part.noise)
+        if not snapshot.whole():
+            return False
+        self.put_snapshot(snapshot)
+        return True
 
     def put_snapshot(self, snapshot: Snapshot) -> None:
         """A whole file, durable; two are kept."""
@@ -303,28 +429,39 @@ class Disk:
     def boot(self) -> None:
         """The start table of the design: count the start, then find a state to go on from.
 
-        kv is used when the log reaches back to it; else the snapshot that the log names, or the one before it; else
-        nothing, and the leader must send a snapshot (for a log that begins at 1: an empty state).
+        kv is used when it may be believed and the log reaches back to it; else the snapshot that the log names, or the
+        one before it; else nothing, and the leader must send a snapshot (for a log that begins at 1: an empty state).
         """
         log = self.log
         log.starts += 1
-        if self.kv is not None and log.first - 1 <= self.kv.applied <= log.last:
-            return
+        if self.kv is None or not self.trusted() or not log.first - 1 <= self.kv.applied <= log.last:
+            self.switch_kv(self._rebuilt())
+        self.mark_dirty()
+
+    def _rebuilt(self) -> Kv:
+        log = self.log
         for snapshot in sorted(self.snapshots.values(), key=lambda s: -s.meta.index):
-            if log.first - 1 <= snapshot.meta.index <= log.last:
-                self.kv = Kv(snapshot.meta.index, snapshot.digest, snapshot.meta.membership)
-                return
-        self.kv = Kv(0, 0, self.formed)
+            if log.first - 1 <= snapshot.meta.index <= log.last and snapshot.whole():
+                return Kv(snapshot.meta.index, snapshot.digest, snapshot.meta.membership)
+        return Kv(0, 0, self.formed)
 
     def starved(self) -> bool:
         """Is there no state that reaches the log?"""
         log = self.log
-        if self.kv is not None and log.first - 1 <= self.kv.applied:
+        if self.kv is not None and self.trusted() and log.first - 1 <= self.kv.applied:
             return False
         return log.first > 1 and all(snapshot.meta.index < log.first - 1 for snapshot in self.snapshots.values())
 
     def copy(self) -> Disk:
         twin = Disk.__new__(Disk)
-        twin.log, twin.formed = self.log.copy(), self.formed
-        twin.kv, twin.snapshots, twin.pending, twin.lost_writes = self.kv, dict(self.snapshots), [], 0
+        for name in Disk.__slots__:
+            setattr(twin, name, getattr(self, name))
+        twin.log, twin.snapshots, twin.pending = self.log.copy(), dict(self.snapshots), []
+        return twin
+
+    def backup(self) -> Disk:
+        """A copy of the directory. A line that says `dirty` names the data file it is about, which a copy is not."""
+        twin = self.copy()
+        if twin.line != CLEAN:
+            twin.line = "dirty elsewhere"
         return twin

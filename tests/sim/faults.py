@@ -32,6 +32,7 @@ class Faults:
         s = world.settings
         self.kinds = [
             (s.crash_every, self.crash),
+            (s.stop_every, self.stop),
             (s.blackout_every, self.blackout),
             (s.cut_every, self.cut),
             (s.pause_every, self.pause),
@@ -42,6 +43,7 @@ class Faults:
             (s.restore_every, self.restore),
             (s.damage_every, self.damage),
             (s.trap_every, self.trap),
+            (s.pull_every, self.pull),
         ]
 
     def start(self) -> None:
@@ -78,6 +80,11 @@ class Faults:
         world.later(0, world.do_crash, victim, self.rng.getrandbits(32), self.rng.random() < world.settings.power)
         world.later(self.span(), world.do_start, victim)
 
+    def stop(self) -> None:
+        world, victim = self.world, self.victim()
+        world.later(0, world.do_stop, victim, self.rng.getrandbits(32), self.rng.random() < world.settings.power)
+        world.later(self.span(), world.do_start, victim)
+
     def blackout(self) -> None:
         world = self.world
         world.later(0, world.do_blackout, self.rng.getrandbits(32))
@@ -96,6 +103,15 @@ class Faults:
         world = self.world
         size = self.rng.choice((200, 5_000, 3_600_000, 10**11))
         world.later(0, world.do_jump, self.victim(), self.rng.randrange(-size, size))
+
+    def pull(self) -> None:
+        """The power fails where a file is being pulled. It is soon back, and goes on with what is left of the file."""
+        world = self.world
+        pulling = [i for i in world.ids if (node := world.nodes[i]) is not None and node.fetching is not None]
+        if pulling:
+            victim = self.rng.choice(pulling)
+            world.later(0, world.do_crash, victim, self.rng.getrandbits(32), True)
+            world.later(self.rng.randrange(100 * MS) + 1, world.do_start, victim)
 
     # --- network ----------------------------------------------------------------------------------------------------
 

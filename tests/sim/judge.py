@@ -7,7 +7,8 @@ an index of a term) is written down when it is first seen and compared when it i
 
     I1  one leader per term, ever: `leaders`, checked on role changes and on each message only a leader sends
     I2  one vote per node and term: `votes`, checked on what is written and on each granted vote that leaves; durable
-    first I3  terms never go back, not even over a restart; nothing of a term leaves before the term is durable
+        first
+    I3  terms never go back, not even over a restart; nothing of a term leaves before the term is durable
     I4  a leader never truncates its log
     I5  one (index, term), one chain: `chains`, checked on each entry written
     I6  nothing committed is truncated
@@ -15,11 +16,14 @@ an index of a term) is written down when it is first seen and compared when it i
     I8  a leader's commit index moves only to entries of its own term
     I9  commit and match never go back; what a node takes for committed is what was committed
     I10 committed means durable on a majority of the voters, the leader's own flush included; no ack before the flush
-    I11 the same index, the same state; I12 each entry applied once, in order
+    I11 the same index, the same state, at each start and after each entry; I12 each entry applied once, in order
     I13 purged <= snapshot <= applied <= commit <= last
     I14 an installed snapshot is a committed point; its matching suffix is kept, any other dropped
     I15 membership: one step at a time, after a commit of the term; members as of the log, at any time; no ghost comes
-    back I17 a linearizable read sees everything acknowledged before it began
+        back
+    I16 what the clients saw is linearizable (world.py, when the run is over)
+    I17 a linearizable read sees everything acknowledged before it began
+    I18 what was refused for certain is never committed; I19 nothing is committed twice (world.py)
     I20 acknowledged means durable on a majority
     I21 a damaged node neither votes nor leads nor acknowledges beyond its damage
     I22 the cluster heals (liveness.py)
@@ -271,6 +275,8 @@ class Judge:
         if starts <= self.starts.get(node.ref, 0):
             raise Violation("starts", f"{node.id} starts and shows {starts} starts, as before")
         self.starts[node.ref] = starts
+        if node.applied > self.committed or node.digest != self.digests[node.applied]:
+            raise Violation("I11", f"{node.id} starts with another state of {node.applied} than others had")
 
     # --- commit and apply -------------------------------------------------------------------------------------------
 
@@ -404,6 +410,11 @@ COUNTERS = (
     "reads",
     "lease reads",
     "lost writes",
+    "torn states",
+    "torn lines",
+    "torn files",
+    "refused files",
+    "stops",
     "crashes",
     "commits",
     "acknowledged",

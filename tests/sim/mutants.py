@@ -6,8 +6,10 @@ two rules stand behind each other there are two rows: one rule left out (the tra
 written for this rule sees it), and both.
 
 Left out, since nothing can see them: that a lease outlives a membership change (with single steps, each committed by a
-majority that heard the leader after the round, every later majority contains one of those who promised not to vote),
-and that a refill counts before it is durable (whatever is said because of it leaves with the same flush).
+majority that heard the leader after the round, every later majority contains one of those who promised not to vote);
+that a refill counts before it is durable (whatever is said because of it leaves with the same flush); and that a
+snapshot is named before it is flushed, as long as a start checks it (the one before is whole, and the log reaches back
+to it).
 """
 
 from __future__ import annotations
@@ -679,9 +681,43 @@ STORAGE = [
         "kv-trusted-after-power-loss",
         "kv is used as it is after the power failed, though nothing flushed it",
         DISK,
-        "        if power:\n            self.kv = None",
-        "        if power and self.kv is not None:\n"
-        "            self.kv = Kv(self.kv.applied, self.kv.digest ^ 1, self.kv.membership)",
+        '        return self.line in (CLEAN, f"dirty {self.boots}")',
+        '        return self.line == CLEAN or self.line.startswith("dirty")',
+    ),
+    bug(
+        "clean-before-flush",
+        "an orderly end writes down that kv is whole, then flushes it",
+        DISK,
+        "        self.flush_kv()\n        yield\n        self.new_line = CLEAN\n",
+        "        self.new_line = CLEAN\n",
+        Patch(
+            DISK,
+            '        self.line, self.new_line = CLEAN, ""\n',
+            '        self.line, self.new_line = CLEAN, ""\n        yield\n        self.flush_kv()\n',
+        ),
+    ),
+    bug(
+        "clean-line-kept",
+        "kv is written to while the line beside it still says that it is whole",
+        DISK,
+        '        self.line = f"dirty {self.boots}"\n',
+        '        self.line = self.line if self.line == CLEAN else f"dirty {self.boots}"\n',
+    ),
+    bug(
+        "torn-part-believed",
+        "what a crash left of a pulled file is gone on with, and the whole is not checked",
+        DISK,
+        "        if not snapshot.whole():\n            return False\n",
+        "",
+    ),
+    bug(
+        "torn-snapshot-believed",
+        "a snapshot is named before it is flushed, and a start does not check it (redisraft#654)",
+        NODE,
+        "            self.disk.making = snapshot = self.make_snapshot()\n",
+        "            self.disk.making = snapshot = self.make_snapshot()\n"
+        "            self.disk.put_snapshot(snapshot)\n            self.disk.log.snapshot = snapshot.meta\n",
+        Patch(DISK, " and snapshot.whole():\n", ":\n"),
     ),
     bug(
         "trimmed-above-snapshot",
@@ -704,7 +740,7 @@ STORAGE = [
         "        for persist in self.pending:\n            self.log.commit(persist)\n        self.pending.clear()",
         "        for persist in self.pending:\n            self.log.commit(persist._replace(hard=self.later_hard))\n"
         "            self.later_hard = persist.hard\n        self.pending.clear()",
-        Patch(DISK, '"formed", "kv",', '"formed", "kv", "later_hard",'),
+        Patch(DISK, '        "line",\n', '        "later_hard",\n        "line",\n'),
         Patch(
             DISK,
             "        self.pending: list[Persist] = []\n",

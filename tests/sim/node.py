@@ -291,7 +291,8 @@ class SimNode:
         if meta.index > self.applied:  # (else only the base of a damaged log has moved, the state is ahead of it)
             snapshot = self.disk.snapshots[meta.name]
             self.applied, self.digest, self.members = meta.index, snapshot.digest, meta.membership
-            self.disk.kv = Kv(self.applied, self.digest, self.members)
+            self.disk.switch_kv(Kv(self.applied, self.digest, self.members))
+            self.disk.mark_dirty()
         self.commit = max(self.commit, self.applied)
         self.fetching = None
         self.forget_healed()
@@ -315,7 +316,8 @@ class SimNode:
         """A snapshot of the state as it is now, unless there is one already or on its way."""
         if not self.snapshotting and self.applied > self.snapshot_index():
             self.snapshotting = True
-            self.world.start_snapshot(self, self.make_snapshot())
+            self.disk.making = snapshot = self.make_snapshot()
+            self.world.start_snapshot(self, snapshot)
 
     def make_snapshot(self) -> Snapshot:
         log, index = self.disk.log, self.applied
@@ -333,7 +335,8 @@ class SimNode:
 
     def snapshot_done(self, snapshot: Snapshot) -> None:
         """The file is durable: name it in the log, trim what is below the older of the two kept."""
-        self.snapshotting = False
+        self.snapshotting, self.disk.making = False, None
+        self.disk.flush_kv()  # (it does so now and then, from a thread of its own)
         log = self.disk.log
         if snapshot.meta.index <= self.snapshot_index():
             return

@@ -42,6 +42,8 @@ class Settings(NamedTuple):
     cut_style: int  # 0 halves, 1 the leader alone, 2 one direction, 3 a random set of links, 4 a mixture
     crash_every: int
     power: float  # share of crashes that take the unsynced state with them
+    torn: float  # share of what a loss of power takes that is not lost, but there in part
+    stop_every: int  # in good order
     blackout_every: int  # all nodes at once
     pause_every: int
     jump_every: int  # wall clocks
@@ -50,15 +52,18 @@ class Settings(NamedTuple):
     wipe_every: int
     restore_every: int
     damage_every: int
+    pull_every: int  # the power fails on a node that is pulling a file, if there is one
     trap_every: int  # for leases: the leader is cut off or paused while somebody reads there
     snapshot_entries: int  # a snapshot after this many applied entries
     keep_entries: int  # the log is kept this far below the older snapshot
+    files: int  # mean time that a snapshot file is being written or pulled, beyond a blink
     aim: float  # share of the faults that look for the leader
 
 
 def draw(seed: int) -> Settings:
     """The settings of a seed."""
     rng = random.Random(seed)
+    files_rng = random.Random(~seed)  # (of its own: seeds that are known for what they found go on finding it)
 
     def sometimes(chance: float, low: int, high: int) -> int:
         span = int(low * (high / low) ** rng.random())
@@ -71,6 +76,7 @@ def draw(seed: int) -> Settings:
     voters = rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7))
     calm = rng.random() < 0.04
     quiet = 0.0 if calm else 1.0
+    files = files_rng.choice((0, 0, 0, 200, 1_500)) * MS
     settings = Settings(
         seed=seed,
         voters=voters,
@@ -96,6 +102,8 @@ def draw(seed: int) -> Settings:
         cut_style=rng.randrange(5),
         crash_every=sometimes(0.6 * quiet, 300 * MS, 10_000 * MS),
         power=rng.choice((0.0, 0.5, 1.0)),
+        torn=files_rng.choice((0.0, 0.5, 0.9)),
+        stop_every=int(500 * MS * 16 ** files_rng.random()) if files_rng.random() < 0.25 * quiet else NEVER,
         blackout_every=sometimes(0.2 * quiet, 2_000 * MS, 15_000 * MS),
         pause_every=sometimes(0.4 * quiet, 500 * MS, 10_000 * MS),
         jump_every=sometimes(0.3 * quiet, 500 * MS, 10_000 * MS),
@@ -105,8 +113,10 @@ def draw(seed: int) -> Settings:
         restore_every=sometimes(0.3 * quiet, 700 * MS, 8_000 * MS),
         damage_every=sometimes(0.25 * quiet, 1_000 * MS, 8_000 * MS),
         trap_every=sometimes(0.3 * quiet, 300 * MS, 4_000 * MS),
+        pull_every=files // 2 if files and not calm else NEVER,
         snapshot_entries=rng.choice((3, 5, 10, 40, 100_000)),
         keep_entries=rng.choice((0, 0, 2, 20)),
+        files=files,
         aim=rng.choice((0.0, 0.3, 0.8)),
     )
     return readers(settings, rng) if rng.random() < 0.25 else settings
@@ -131,6 +141,7 @@ def readers(settings: Settings, rng: random.Random) -> Settings:
         apply=rng.choice((0, 0, 2, 30)) * MS,
         slow_disk=0.0,
         crash_every=NEVER,
+        stop_every=NEVER,
         blackout_every=NEVER,
         jump_every=NEVER,
         trap_every=rng.choice((150, 400, 1_000)) * MS,

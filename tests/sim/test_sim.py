@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from raftdb.errors import EntryDamaged
-from raftdb.types import Entry, HardState, Kind, Membership, NodeRef, Persist
-from tests.sim import gates, hunt
-from tests.sim.disk import Disk, LostEntry, SimLog, chain_of
+from raftdb.types import Entry, HardState, Kind, Membership, NodeRef, Persist, SnapshotMeta
+from tests.sim import batch, gates, hunt
+from tests.sim.disk import Disk, Kv, LostEntry, SimLog, Snapshot, chain_of
 from tests.sim.faults import member
 from tests.sim.liveness import Calm
 from tests.sim.mutants import MUTANTS
 from tests.sim.mutate import Patch, PatchFailed, patched
-from tests.sim.runner import Total, run_seeds
+from tests.sim.runner import Result, Total, run_seeds
 from tests.sim.scope import SEARCHES, Search, search
 from tests.sim.settings import draw
 from tests.sim.shrink import fails, record
@@ -64,6 +66,12 @@ def test_vacuous_batches_fail_the_gate() -> None:
     total.counts["truncations"] = 3
     total.counts["unsettled"] = 900
     assert len(gates.too_few(total)) == 2
+
+
+def test_a_finding_comes_with_the_line_that_repeats_it() -> None:
+    total = Total()
+    total.add(Result(7, 4_000, 1, "I2: two votes", "I2", "", {}))
+    assert "again: python -m tests.sim repro --seed 7 --events 3000" in batch.report(total, 3_000)
 
 
 def test_a_run_can_be_replayed_from_its_events() -> None:
@@ -172,7 +180,6 @@ def test_a_synced_transaction_survives() -> None:
     disk.sync()
     disk.crash(random.Random(1), True)
     assert (disk.log.last, disk.log.hard) == (3, HardState(1, None))
-    assert disk.kv is None
 
 
 def test_a_crash_keeps_or_loses_what_is_pending() -> None:
@@ -213,14 +220,130 @@ def test_damage_is_noticed_and_healed_by_a_rewrite() -> None:
 
 def test_a_start_finds_a_state_to_go_on_from() -> None:
     disk = Disk(FORMED)
+    disk.boot()
     disk.write(persist(entries=entries(1, 3, 1)))
     disk.sync()
     disk.crash(random.Random(1), True)
+    assert not disk.trusted()
     assert not disk.starved()
     disk.boot()
+    assert disk.trusted()
     assert disk.kv is not None
     assert disk.kv.applied == 0
-    assert disk.log.starts == 1
+    assert disk.log.starts == 2
     disk.log.trim(3)
     disk.kv = None
     assert disk.starved()
+
+
+def snapshot_of(index: int, digest: int) -> Snapshot:
+    meta = SnapshotMeta(f"raft_n1_{index}", index, 1, 0, 0, FORMED, 100, digest.to_bytes(32, "big"))
+    return Snapshot(meta, digest)
+
+
+def test_a_loss_of_power_leaves_kv_old_new_or_torn_and_it_is_not_believed() -> None:
+    """What the process wrote survives its own death, and no loss of power; nothing in kv tells."""
+    found = set()
+    for seed in range(40):
+        disk = Disk(FORMED)
+        disk.boot()
+        disk.kv = Kv(3, 77, FORMED)
+        disk.crash(random.Random(seed), False)
+        assert disk.trusted()
+        assert disk.kv == Kv(3, 77, FORMED)
+        torn = disk.crash(random.Random(seed), True) == ["torn states"]
+        assert not disk.trusted()
+        assert torn == (disk.kv not in (Kv(0, 0, FORMED), Kv(3, 77, FORMED)))
+        found.add("torn" if torn else disk.kv.applied)
+    assert found == {0, 3, "torn"}
+
+
+def test_an_orderly_end_leaves_a_kv_that_is_believed_after_the_power_failed() -> None:
+    disk = Disk(FORMED)
+    disk.boot()
+    disk.kv = Kv(3, 77, FORMED)
+    for _ in disk.stop():
+        pass
+    assert disk.crash(random.Random(1), True) == []
+    assert disk.trusted()
+    assert disk.kv == Kv(3, 77, FORMED)
+
+
+def test_power_fails_at_each_step_of_an_orderly_end() -> None:
+    """Whenever the line says that kv may be believed, kv is what was written."""
+    lines = set()
+    for seed in range(60):
+        for steps in range(3):
+            disk = Disk(FORMED)
+            disk.boot()
+            disk.kv = Kv(3, 77, FORMED)
+            stop = disk.stop()
+            for _ in range(steps):
+                next(stop)
+            disk.crash(random.Random(seed), True)
+            assert not disk.trusted() or disk.kv == Kv(3, 77, FORMED)
+            lines.add(disk.line)
+    assert {"clean", "dirty 1"} < lines  # and cut ones
+    assert len(lines) > 4
+
+
+def test_a_torn_part_is_gone_on_with_and_refused() -> None:
+    snapshot = snapshot_of(3, 5)
+    disk = Disk(FORMED)
+    disk.begin_part(snapshot.meta)
+    assert disk.crash(random.Random(1), True, torn=1.0) == ["torn files"]
+    disk.begin_part(snapshot.meta)
+    assert not disk.receive(snapshot)
+    assert not disk.snapshots
+    disk.begin_part(snapshot.meta)  # once more, from its beginning
+    assert disk.receive(snapshot)
+    assert list(disk.snapshots) == [snapshot.meta.name]
+
+
+def test_a_start_passes_over_a_torn_snapshot() -> None:
+    disk = Disk(FORMED)
+    disk.boot()
+    disk.log.commit(persist(entries=entries(1, 9, 1)))
+    disk.put_snapshot(snapshot_of(3, 5))
+    disk.put_snapshot(snapshot_of(6, 8).torn(random.Random(1)))
+    disk.crash(random.Random(1), True)
+    disk.boot()
+    assert disk.kv is not None
+    assert (disk.kv.applied, disk.kv.digest) == (3, 5)
+
+
+# --- the shrinker -----------------------------------------------------------------------------------------------------
+
+
+def repro(*arguments: str) -> str:
+    command = [sys.executable, "-m", "tests.sim", "repro", *arguments]
+    done = subprocess.run(command, cwd=hunt.ROOT, capture_output=True, text=True, check=False, timeout=120)
+    return done.stdout
+
+
+TEARING = ["kv-trusted-after-power-loss", "clean-before-flush", "clean-line-kept", "torn-part-believed"]
+TEARING += ["torn-snapshot-believed"]
+
+
+@pytest.mark.parametrize("name", TEARING)
+def test_only_tearing_finds_it(name: str) -> None:
+    """The same seed in which what is not flushed is either lost or kept, and never torn, finds nothing."""
+    seed = str(hunt.load()[name].seeds[0])
+    arguments = ("--seed", seed, "--mutant", name, "--shrink", "0")
+    assert "I11: " in repro(*arguments)
+    assert "nothing is found" in repro(*arguments, "--set", "torn=0")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "most"),
+    [("learner-counted", "I22", 100), ("lost-append-not-resent", "I22", 300), ("vote-not-persisted", "I2", 200)],
+)
+def test_findings_are_shrunk(name: str, rule: str, most: int) -> None:
+    """From thousands of events to few; also what does not heal, where the history before the calm is shrunk."""
+    seed = hunt.load()[name].seeds[0]
+    lines = repro("--seed", str(seed), "--mutant", name, "--shrink", "12").splitlines()
+    first, last = next(line for line in lines if " (after " in line), lines[-1]
+    assert int(first.rsplit("(after ")[-1].split(" events")[0]) > 4_000
+    assert int(last.split(" events")[0]) < most
+    assert f"{rule}: " in last
+    assert (" before the faults stop: " in last) == (rule == "I22")

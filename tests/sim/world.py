@@ -341,15 +341,34 @@ class World:
         if node is None:
             return
         self.judge.counts["crashes"] += 1
-        before = node.disk.lost_writes
-        node.disk.crash(random.Random(dice), power)
-        self.judge.counts["lost writes"] += node.disk.lost_writes - before
+        self.lose(node.disk, random.Random(dice), power)
         self.nodes[node_id] = None
 
+    def lose(self, disk: Disk, rng: random.Random, power: bool) -> None:
+        """What the end of a process, or of the power, does to a disk."""
+        for name in disk.crash(rng, power, self.settings.torn):
+            self.judge.counts[name] += 1
+
     def do_blackout(self, dice: int) -> None:
-        """The power of all nodes fails at once."""
+        """The power of all nodes fails at once. Who is down has his last writes in the kernel's memory, or had."""
         for n, node_id in enumerate(self.ids):
+            if self.nodes[node_id] is None:
+                self.lose(self.disks[self.refs[node_id]], random.Random(dice + n), True)
             self.do_crash(node_id, dice + n, True)
+
+    def do_stop(self, node_id: str, dice: int, power: bool) -> None:
+        """Somebody stops a process in good order; with `power` the power fails meanwhile, or right after."""
+        node = self.nodes[node_id]
+        if node is None or node.paused:
+            return
+        self.judge.counts["stops"] += 1
+        rng = random.Random(dice)
+        steps = node.disk.stop()
+        for _ in range(1 + rng.randrange(3) if power else 3):
+            next(steps, None)
+        if power:
+            self.lose(node.disk, rng, True)
+        self.nodes[node_id] = None
 
     def do_pause(self, node_id: str) -> None:
         node = self.nodes[node_id]
@@ -418,12 +437,12 @@ class World:
         self.do_crash(node_id, 0, True)
         disk = self.disks[self.refs[node_id]]
         disk.snapshots.clear()
-        disk.log.snapshot = None
+        disk.kv = disk.log.snapshot = None
         self.judge.counts["spoiled"] += 1
 
     def do_backup(self, node_id: str) -> None:
         ref = self.refs[node_id]
-        self.backups[ref] = self.disks[ref].copy()
+        self.backups[ref] = self.disks[ref].backup()
 
     def do_restore(self, node_id: str) -> None:
         """Somebody puts the backup back. (Not once the faults have stopped: this one may have been under way then.)"""
@@ -557,7 +576,7 @@ class World:
     # --- snapshots --------------------------------------------------------------------------------------------------
 
     def start_snapshot(self, node: SimNode, snapshot: Snapshot) -> None:
-        self.later(self.spread(20 * MS), self.do_snapshot, node.id, node.life, snapshot)
+        self.later(self.spread(20 * MS + self.settings.files), self.do_snapshot, node.id, node.life, snapshot)
 
     def do_snapshot(self, node_id: str, life: int, snapshot: Snapshot) -> None:
         node = self.nodes[node_id]
@@ -575,7 +594,9 @@ class World:
     def start_fetch(self, node: SimNode, meta: SnapshotMeta) -> None:
         leader = node.core.leader
         source = leader.id if leader is not None else node.id
-        self.later(self.spread(self.settings.delay * 3), self.do_fetch, node.id, node.life, source, meta)
+        node.disk.begin_part(meta)
+        span = self.settings.delay * 3 + (0 if self.quiet else self.settings.files)
+        self.later(self.spread(span), self.do_fetch, node.id, node.life, source, meta)
 
     def do_fetch(self, node_id: str, life: int, source: str, meta: SnapshotMeta) -> None:
         """The file has been pulled, or not: its owner is gone, or has swept it, or the link is cut."""
@@ -593,9 +614,12 @@ class World:
         snapshot = owner.disk.snapshots.get(meta.name) if owner is not None else None
         if snapshot is None or snapshot.meta != meta or (source, node_id) in self.cuts:
             node.core.fetch_failed(meta)
-        else:
-            node.disk.put_snapshot(snapshot)
+        elif node.disk.receive(snapshot):
             node.fetched(snapshot)
+        else:
+            self.judge.counts["refused files"] += 1
+            node.fetching = meta
+            self.start_fetch(node, meta)  # once more, from its beginning
         node.turn()
 
     # --- clients ----------------------------------------------------------------------------------------------------
