@@ -96,6 +96,8 @@ def log(
     """Log entries FIRST to LAST, by default all that are kept."""
     if tail and (first or last):
         raise UsageError("--tail and FIRST LAST say the same thing twice")
+    if first and last and first > last:
+        raise UsageError(f"FIRST {first} comes after LAST {last}")
     wanted = reading.Wanted(term, name.upper().encode() if name else None, argument_bytes(key), db)
     damaged = 0
     with contextlib.suppress(*([KeyboardInterrupt] if follow else [])):  # how following ends
@@ -106,7 +108,7 @@ def log(
             else:
                 click.echo(row.text())
     if damaged:
-        output.fail("raftdb-dump", f"{damaged} damaged entries", output.EXIT_DAMAGED)
+        output.fail("raftdb-dump", f"{damaged} damaged {'entry' if damaged == 1 else 'entries'}", output.EXIT_DAMAGED)
 
 
 @cli.command()
@@ -163,7 +165,7 @@ def verify(path: Path, as_json: bool) -> None:
         else:
             click.echo(finding.text())
     if damaged:
-        output.fail("raftdb-dump", f"{path}: {damaged} findings", output.EXIT_DAMAGED)
+        output.fail("raftdb-dump", f"{path}: {damaged} finding{'' if damaged == 1 else 's'}", output.EXIT_DAMAGED)
     if not as_json:
         click.echo(f"{path}: sound")
 

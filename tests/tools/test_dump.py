@@ -213,6 +213,9 @@ def test_usage_errors(run, words):
 def test_missing_key_and_contradiction(run, made):
     assert run("kv", made, "--key", "nowhere").code == 2
     assert run("log", made, "1", "--tail", "2").code == 2
+    backwards = run("log", made, "4", "3")
+    assert (backwards.code, backwards.error) == (2, "raftdb-dump: FIRST 4 comes after LAST 3\n")
+    assert run("log", made, "3", "3").code == 0
 
 
 def test_a_flipped_bit_is_found_and_the_rest_is_shown(run, made, tmp_path):
@@ -224,10 +227,11 @@ def test_a_flipped_bit_is_found_and_the_rest_is_shown(run, made, tmp_path):
     data[at] ^= 0x20
     file.write_bytes(data)
     shown = run("log", directory)
-    assert shown.code == 5
+    assert (shown.code, shown.error) == (5, "raftdb-dump: 1 damaged entry\n")
     assert [line.split()[0].partition("@")[0] for line in shown.lines] == ["1", "2", "3", "4", "5"]
     assert "DAMAGED" in shown.lines[2]
-    assert run("verify", directory).code == 5
+    verified = run("verify", directory)
+    assert (verified.code, verified.error) == (5, f"raftdb-dump: {directory}: 1 finding\n")
 
 
 def flip(file: Path, at: int) -> None:
