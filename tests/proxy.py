@@ -40,6 +40,7 @@ class Link:
         self.passed_bytes = 0  # since the start
         self.connections = 0  # dialled by source to target and accepted, since the start
         self.refused = 0
+        self.closed = 0  # by close_after(), since the start
         self.reset_all()
 
     def reset_all(self) -> None:
@@ -51,6 +52,7 @@ class Link:
         self.bytes_per_s = 0.0  # 0: as fast as it goes
         self.write_bytes = 0  # 0: as read; else pieces of at most this
         self.close_after_bytes: int | None = None
+        self.close_again_bytes: int | None = None
         self.dropping_bytes = 0
         self.flip_after_bytes: int | None = None
 
@@ -78,9 +80,13 @@ class Link:
         """Hand bytes on in pieces of this size, each in a write of its own."""
         self.write_bytes = write_bytes
 
-    def close_after(self, count: int) -> None:
-        """Reset the connection that carries the `count`-th byte from now, after that byte: mid-frame, mostly. Once."""
+    def close_after(self, count: int, *, again: bool = False) -> None:
+        """Reset the connection that carries the `count`-th byte from now, after that byte: mid-frame, mostly.
+
+        Once, or `again` after as many bytes each time.
+        """
         self.close_after_bytes = count
+        self.close_again_bytes = count if again else None
 
     def drop_next(self, count: int) -> None:
         """The next `count` bytes vanish. Once."""
@@ -108,7 +114,8 @@ class Link:
         if len(data) < self.close_after_bytes:
             self.close_after_bytes -= len(data)
             return data, False
-        data, self.close_after_bytes = data[: self.close_after_bytes], None
+        data, self.close_after_bytes = data[: self.close_after_bytes], self.close_again_bytes
+        self.closed += 1
         return data, True
 
 

@@ -140,16 +140,17 @@ def catch_up(writes: int, seconds: float, only: tuple[str, ...]) -> None:
 
 
 @main.command("install-kills")
-@click.option("--count", default=0, help="Points, evenly chosen; 0 = all.")
+@click.option("--count", default=0, help="Calls, evenly chosen; 0 = all.")
 @click.option("--part", default=(1, 1), type=(int, int), metavar="K N", help="Every N-th of them, from the K-th on.")
-def install_kills(count: int, part: tuple[int, int]) -> None:
+@click.option("--second", is_flag=True, help="A snapshot that comes while the one before is being built.")
+def install_kills(count: int, part: tuple[int, int], second: bool) -> None:
     """kill -9 of a follower at each mutating call of the install of a snapshot. Needs strace."""
     strace = shutil.which("strace")
     if strace is None:
         raise click.ClickException("strace is not installed")
     with tempfile.TemporaryDirectory(prefix="raftdb-install-kills-") as directory:
-        result = installs.run(Path(directory) / "cluster", strace, count, part)
-    click.echo(f"{result.points} calls of an install; killed at {result.killed}, {result.unreached} not reached; clean")
+        result = installs.run(Path(directory) / "cluster", strace, count, part, second=second, say=click.echo)
+    click.echo(result)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """kill -9 at each mutating call of a follower that fetches and installs a snapshot.
 
     python -m tests.e2e install-kills              # at each of them (`make install-kills`); needs strace
+    python -m tests.e2e install-kills --second     # of a snapshot that comes while the one before is being built
 
-A first, whole run under strace tells which calls there are in the data directory, from the first piece of the file on.
-Then, for each of them: the follower, which lacks entries that the leader has trimmed, is killed by strace in that call;
-it starts again, and what the first attempt has left must do it no harm: it installs (a second install upon the first
-one, when that had gone far enough) and comes to the same digest as the others. Meanwhile the leader goes on, so each
-attempt is about a newer file than the one before.
+The follower, which lacks entries that the leader has trimmed, runs under strace, which holds every call that changes
+the disk for a moment before it is made and says so. Here they are counted as they come, whichever thread makes them,
+from the first piece of the file until the new key-value store is in use; the k-th is where the node is killed. What the
+trace says afterwards shows that the call was not made. k goes from 1 up until an install has come to its end before its
+k-th call, so no call is left out, however their number differs from run to run. (`strace -e inject=...:when=` counts
+per thread and name and kills a snapshot's child alone: calls were missed that way.)
 
-strace counts calls per thread and name, so a point is (name, how many of that name the thread has made). Threads make
-different calls in each run; where a point is not reached the follower simply installs, and that is told apart.
+After each kill the follower starts again, and what the attempt has left must do it no harm: it installs (a second
+install upon the first one, when that had gone far enough) and comes to the same digest as the others. Meanwhile the
+leader goes on, so each attempt is about a newer file than the one before.
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tests.e2e.nemesis import wait_until_member
+from tests.e2e.network import Network
 from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
 
 #: Calls that change what is on the disk.
@@ -39,13 +45,19 @@ SMALL_SNAPSHOTS = [
     "0",
 ]
 INSTALL_S = 60.0
+HELD_MS: Final = 60  # each call; long enough for a kill to come before it is made (else the point is tried again)
+BUILD_HELD_S: Final = 8.0  # the first call of a build that the next snapshot is to overtake
+TRIES: Final = 4
 
 
-class Point(NamedTuple):
-    """A call, as strace counts it."""
+class Call(NamedTuple):
+    """What names are given in each install anew stands as PART, FILE and N."""
 
     name: str
-    number: int
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.path}"
 
 
 def load(node: NodeProcess, keys: int, size_bytes: int, prefix: str = "k") -> None:
@@ -72,107 +84,281 @@ def needs_snapshot(cluster: LocalCluster, behind: int = 1) -> None:
 def fall_behind(cluster: LocalCluster, word: str) -> None:
     """The leader writes and trims more than the follower that is away has."""
     leader = cluster.wait_leader()
+    last = int((leader.info() or {})["raft_last_index"])
     for number in range(10):
         load(leader, 10, 200, f"{word}{number}-")
-    last = int((leader.info() or {})["raft_last_index"])
-    needs_snapshot(cluster, last - 20)
+    needs_snapshot(cluster, last)
 
 
-def traced(strace: str, *more: str) -> list[str]:
-    return [strace, "-f", "-qq", "-e", f"trace={MUTATING}", *more]
+def is_level(leader: NodeProcess, follower: NodeProcess) -> bool:
+    """The leader knows that the follower has the same log."""
+    rows = [row for name, row in (leader.info() or {}).items() if name.startswith("raft_peer")]
+    return any(row["id"] == follower.id and row["lag"] == 0 for row in rows)
 
 
-def stop_traced(node: NodeProcess) -> None:
-    """Kill the node below its strace."""
-    assert node.process is not None
-    with contextlib.suppress(OSError):
-        for child in Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children").read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
-    node.process.wait(20)
-    node.wrapper = []
+class Trace(threading.Thread):
+    """A node that runs under strace: its calls, counted; killed at one of them. `launch` or `attach`, then `end`."""
 
+    def __init__(self, strace: str, node: NodeProcess, fifo: Path, *, target: int = 0, second: bool = False) -> None:
+        """`target`: the call to be killed at, 0 = none. `second`: count from the second snapshot's first piece on."""
+        super().__init__(daemon=True)
+        self.node = node
+        self.target = target
+        self.parts_wanted = 2 if second else 1
+        self.calls: list[Call] = []
+        self.building = threading.Event()  # of the first snapshot
+        self.over = threading.Event()  # the new store is in use
+        self.killed_at: Call | None = None
+        self.made = False  # the kill came too late: the call was made
+        self.overtaken = False  # the second snapshot's first piece came before the first one was built
+        self._fifo = fifo
+        self._text = ""
+        self._half = False  # the first line of _text was looked at when it had no end yet
+        self._process: int | None = None
+        self._threads: dict[int, bool] = {}  # of the node itself, not of a child
+        self._parts: set[str] = set()
+        self._stores: set[str] = set()
+        self._victim: int | None = None  # the thread that made the call
+        self._pointed = self._clean = False
+        self._last: int | None = None  # the thread that makes the last call
+        self._tracer: subprocess.Popen[bytes] | None = None
+        fifo.unlink(missing_ok=True)
+        os.mkfifo(fifo)
+        names = MUTATING.replace(",mkdir", "") if second else MUTATING
+        self._strace = [strace, "-f", "-qq", "-y", "-s", "0", "-o", str(fifo), "-e", f"trace={MUTATING}"]
+        self._strace += ["-e", f"inject={names}:delay_enter={HELD_MS * 1000}"]
+        if second:  # of each thread: the build's, and the driver's when it opens what was built
+            self._strace += ["-e", f"inject=mkdir:delay_enter={BUILD_HELD_S * 1e6:.0f}:when=1"]
 
-def points_of(trace: str, directory: Path) -> list[Point]:
-    """The calls of a whole run that touch the directory, from the first piece of a snapshot on."""
-    seen: Counter[tuple[str, str]] = Counter()
-    found: dict[Point, None] = {}
-    begun = False
-    for line in trace.splitlines():
-        match = re.match(r"(\d+) +(\w+)\(", line)
+    def launch(self) -> None:
+        """The node, under strace from its first call on."""
+        self.node.wrapper = self._strace
+        self.node.start()
+        self.start()
+
+    def attach(self) -> None:
+        """To the node, which runs."""
+        assert self.node.process is not None
+        self._process = self.node.process.pid
+        self._tracer = subprocess.Popen([*self._strace, "-p", str(self._process)], stdin=subprocess.DEVNULL)
+        self.start()
+        threads = Path(f"/proc/{self._process}/task")
+        wait_for("strace", lambda: all("TracerPid:\t0\n" not in p.read_text() for p in threads.glob("*/status")))
+
+    def end(self) -> None:
+        """The node is killed, below its strace."""
+        assert self.node.process is not None
+        pid = self.node.process.pid
+        with contextlib.suppress(OSError):
+            for child in [pid] if self._tracer else Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGKILL)
+        self.node.process.wait(20)
+        if self._tracer is not None:
+            self._tracer.wait(20)
+        self.node.wrapper = []
+        if self.ident is not None:
+            self.join(20)
+
+    def run(self) -> None:
+        with self._fifo.open("rb", buffering=0) as stream:
+            while data := stream.read(65536):
+                self._feed(data.decode(errors="replace"))
+
+    def _feed(self, text: str) -> None:
+        """strace hands on a call when it is entered, and the rest of its line when it is left."""
+        *lines, self._text = (self._text + text).split("\n")
+        for line in lines:
+            if not self._half:
+                self._entered(line)
+            self._half = False
+            self._left(line)
+        if self._text and not self._half:
+            self._half = True
+            self._entered(self._text)
+
+    def _entered(self, line: str) -> None:
+        match = re.match(r"(\d+) +(\w+)\((.*)", line)
         if match is None:
-            continue
-        thread, name = match.groups()
-        seen[thread, name] += 1
-        begun = begun or ".part" in line
-        if begun and str(directory) in line:
-            found.setdefault(Point(name, seen[thread, name]))
-    return list(found)
+            return
+        thread, name, arguments = int(match[1]), match[2], match[3]
+        self._process = self._process or thread
+        paths = re.findall(rf"[<\"]{re.escape(str(self.node.directory))}(?:/([^>\"]*))?[>\"]", arguments)
+        if not paths or not self._is_ours(thread) or paths[-1].startswith("snapshots/."):
+            return  # (the last: a snapshot of its own)
+        path = paths[-1]
+        if name == "mkdir" and (self.node.directory / path).exists():
+            return  # changes nothing
+        self._follow(thread, name, path)
+        if len(self._parts) < self.parts_wanted or self.over.is_set():
+            return
+        self.calls.append(Call(name, generic(path)))
+        if len(self.calls) == self.target:
+            self._victim, self.killed_at = thread, self.calls[-1]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process, signal.SIGKILL)
+
+    def _is_ours(self, thread: int) -> bool:
+        if thread not in self._threads:
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{thread}/status").read_text()
+                self._threads[thread] = f"Tgid:\t{self._process}\n" in status
+        return self._threads.get(thread, False)
+
+    def _follow(self, thread: int, name: str, path: str) -> None:
+        """How far the install is."""
+        if path.endswith(".part") and name == "pwrite64":
+            self._parts.add(path)
+            self.overtaken = len(self._parts) == 2 and len(self._stores) == 1
+        elif name == "mkdir" and path.startswith("kv."):
+            self._stores.add(path)
+            self.building.set()
+        elif path == "kv.current" and name == "rename":
+            self._pointed = True
+        elif path == "kv.state" and name == "rename" and self._pointed and self._parts:
+            self._clean = True
+        elif path == "" and name == "fsync" and self._clean:
+            self._last = thread
+
+    def _left(self, line: str) -> None:
+        match = re.match(r"(\d+) .*\) += -?\d", line)
+        if match is None:
+            return
+        thread = int(match[1])
+        self.made = self.made or thread == self._victim
+        if thread == self._last:
+            self.over.set()
 
 
-def spread(points: Sequence[Point], count: int) -> list[Point]:
+def generic(path: str) -> str:
+    path = re.sub(r"[^/]*\.part$", "PART", path)
+    path = re.sub(r"raft_[^/]*\.dat", "FILE", path)
+    return re.sub(r"^kv\.\d+(\.\d+)?", "kv.N", path) or "."
+
+
+class Result(NamedTuple):
+    """What a run came to."""
+
+    calls: int  # of the longest install
+    tried: int
+    killed: Counter[Call]
+
+    def __str__(self) -> str:
+        rows = "".join(f"\n  {count:3} {call}" for call, count in sorted(self.killed.items()))
+        return f"{self.calls} calls of an install; killed at {self.killed.total()} of {self.tried}, clean:{rows}"
+
+
+def spread(points: Sequence[int], count: int) -> list[int]:
     """So many of them, evenly; 0 = all."""
     if not 0 < count < len(points):
         return list(points)
     return [points[len(points) * n // count + len(points) // (2 * count)] for n in range(count)]
 
 
-class Result(NamedTuple):
-    """What a run came to."""
+def run(
+    directory: Path,
+    strace: str,
+    count: int = 0,
+    part: tuple[int, int] = (1, 1),
+    *,
+    second: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """AssertionError when a follower does not come back after a kill, or a call is not reached.
 
-    points: int  # calls that an install makes
-    killed: int  # of those tried: how often the kill came
-    unreached: int
-
-
-def run(directory: Path, strace: str, count: int = 0, part: tuple[int, int] = (1, 1)) -> Result:
-    """AssertionError when a follower does not come back after a kill.
-
-    `count`: points to try, 0 = all; `part` (k, n): every n-th of them, from the k-th on.
+    `count`: calls to try, 0 = all; `part` (k, n): every n-th of them, from the k-th on.
     """
-    with LocalCluster(directory, 3, flags=SMALL_SNAPSHOTS) as cluster:
+    cluster = LocalCluster(directory, 3, flags=SMALL_SNAPSHOTS, proxied=second)
+    with cluster, Network(cluster) if second else contextlib.nullcontext() as network:
         cluster.start()
-        follower = cluster.followers()[0]
-        follower.stop()
+        attempts = _Attempts(cluster, network, strace, directory / "calls")
         load(cluster.wait_leader(), 200, 500)
-        fall_behind(cluster, "first-")
-        points = _whole_install(cluster, follower, strace, directory / "calls.txt")
-        assert len(points) > 20, points
-        killed = 0
-        tried = spread(points, count)[part[0] - 1 :: part[1]]
-        for number, point in enumerate(tried):
-            fall_behind(cluster, f"p{number}-")
-            killed += _kill_at(cluster, follower, strace, point)
-        return Result(len(points), killed, len(tried) - killed)
+        whole = attempts.whole()
+        say(f"{len(whole)} calls of a whole install")
+        kinds, longest = Counter(whole), len(whole)
+        killed: Counter[Call] = Counter()
+        tried = spread(range(1, longest + 1), count)[part[0] - 1 :: part[1]]
+        for target in tried:
+            call = attempts.kill_at(target)
+            assert call is not None, f"call {target} of {longest} was not reached: installs had fewer"
+            killed[call] += 1
+            say(f"{target}: {call}")
+        if not count and part == (1, 1):
+            while (call := attempts.kill_at(longest + 1)) is not None:
+                longest += 1
+                tried.append(longest)
+                killed[call] += 1
+                say(f"{longest}: {call}")
+            assert set(kinds) <= set(killed), f"never killed at {set(kinds) - set(killed)}"
+        return Result(longest, len(tried), killed)
 
 
-def _whole_install(cluster: LocalCluster, follower: NodeProcess, strace: str, trace: Path) -> list[Point]:
-    follower.wrapper = traced(strace, "-y", "-o", str(trace))
-    follower.start()
-    wait_until_member(cluster, follower)
-    wait_for("the install", lambda: "installing snapshot" in follower.log)
-    cluster.wait_equal(INSTALL_S)
-    stop_traced(follower)
-    return points_of(trace.read_text(errors="replace"), follower.directory)
+class _Attempts:
+    """One follower of a cluster, again and again."""
 
+    def __init__(self, cluster: LocalCluster, network: Network | None, strace: str, fifo: Path) -> None:
+        self._cluster, self._network, self._strace, self._fifo = cluster, network, strace, fifo
+        self._follower = cluster.followers()[0]
+        self._follower.stop()
+        self._number = 0
 
-def _kill_at(cluster: LocalCluster, follower: NodeProcess, strace: str, point: Point) -> bool:
-    """Was it killed there? In the end the follower is equal to the others, and stopped."""
-    inject = f"inject={point.name}:signal=SIGKILL:when={point.number}"
-    follower.wrapper = traced(strace, "-o", "/dev/null", "-e", inject)
-    follower.start()
+    def kill_at(self, target: int) -> Call | None:
+        """Where it was killed; None: again and again installs had fewer calls."""
+        for _ in range(TRIES):
+            trace = self._one(target)
+            if trace.killed_at is not None and not trace.made and (self._network is None or trace.overtaken):
+                return trace.killed_at
+        return None
 
-    def over() -> bool:
-        leader = cluster.leader()
-        equal = leader is not None and leader is not follower and leader.digest() == (follower.digest() or 0)
-        return equal or not follower.alive
+    def whole(self) -> list[Call]:
+        for _ in range(TRIES):
+            trace = self._one(0)
+            if self._network is None or trace.overtaken:
+                return trace.calls
+        raise AssertionError("the first snapshot was built each time before the second one came")
 
-    wait_for(f"the kill at {point}, or the end of the install", over, INSTALL_S)
-    killed = not follower.alive
-    stop_traced(follower)
-    fall_behind(cluster, "more-")  # so that the next start installs, too, upon what the first attempt has left
-    follower.start()
-    wait_until_member(cluster, follower)
-    cluster.wait_equal(INSTALL_S)
-    follower.kill()
-    return killed
+    def _one(self, target: int) -> Trace:
+        """In the end the follower is equal to the others, and stopped."""
+        self._number += 1
+        fall_behind(self._cluster, f"p{self._number}-")
+        trace = Trace(self._strace, self._follower, self._fifo, target=target, second=self._network is not None)
+        try:
+            if self._network is None:
+                trace.launch()
+            else:
+                self._overtake(self._network, trace)
+            wait_for(
+                f"the kill at call {target}, or the end of the install",
+                lambda: trace.over.is_set() or not self._follower.alive,
+                INSTALL_S,
+            )
+            if trace.over.is_set() and not target:
+                self._cluster.wait_equal(INSTALL_S)
+        finally:
+            trace.end()
+        fall_behind(self._cluster, "more-")  # so that the next start installs, too, upon what this attempt has left
+        self._follower.start()
+        wait_until_member(self._cluster, self._follower)
+        self._cluster.wait_equal(INSTALL_S)
+        self._follower.kill()
+        return trace
+
+    def _overtake(self, network: Network, trace: Trace) -> None:
+        """While the first snapshot is being built the node is cut off, and comes back to a second one."""
+        follower, leader = trace.node, self._cluster.wait_leader()
+
+        def cut() -> None:
+            for other in self._cluster.nodes:
+                if other is not follower:
+                    network.cut(follower, other)
+                    network.cut(other, follower)
+
+        cut()
+        follower.start().wait_serving()
+        trace.attach()
+        network.heal()
+        wait_for("the first snapshot to be built", trace.building.is_set, INSTALL_S)
+        wait_for("the leader to know that it has come", lambda: is_level(leader, follower), INSTALL_S)
+        cut()
+        fall_behind(self._cluster, f"second{self._number}-")
+        network.heal()
