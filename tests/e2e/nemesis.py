@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -161,6 +163,31 @@ def restart_gently(run: Run) -> None:
     victim.kill()
     run.restart(victim)
     run.hold(1.0, 2.5)
+
+
+# --- disks ---
+
+
+def slow_disk(run: Run) -> None:
+    """Each flush of a node, of the leader mostly, takes a while; long enough for it to be replaced, at times."""
+    strace = shutil.which("strace")
+    assert strace is not None, "void: strace is not installed"
+    victim = run.leader() if run.rng.random() < 0.7 else run.follower()
+    delay_us = int(1e6 * run.rng.choice((0.02, 0.1, 0.4, 1.5)))
+    assert victim.process is not None
+    tracer = subprocess.Popen(
+        [
+            *(strace, "-f", "-qq", "-o", "/dev/null", "-p", str(victim.process.pid)),
+            *("-e", "trace=fdatasync", "-e", f"inject=fdatasync:delay_enter={delay_us}"),
+        ],
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        run.hold(1.5, 4.0)
+    finally:
+        tracer.send_signal(signal.SIGINT)
+        tracer.wait(20)
+    run.hold(0.5, 2.0)
 
 
 # --- network ---
@@ -361,6 +388,7 @@ _TABLE: dict[str, tuple[FaultSet, int, tuple[str, ...]]] = {
     "pause-briefly-lease": (pause_any_briefly, 3, ("--reads", "lease")),
     "pause-briefly": (pause_any_briefly, 3, ()),
     "rolling-restart": (restart_gently, 3, ()),
+    "slow-disk": (slow_disk, 3, ()),
     "isolate-leader": (isolate_leader, 3, ()),
     "isolate-leader-lease": (isolate_leader, 3, ("--reads", "lease")),
     "isolate-any-5": (isolate_any, 5, ()),
@@ -383,7 +411,16 @@ _TABLE: dict[str, tuple[FaultSet, int, tuple[str, ...]]] = {
 }
 
 #: While a further node joins and leaves, again and again.
-_WITH_CHURN = ("kill-leader", "kill-follower", "kill-all", "pause-leader", "isolate-leader", "one-way", "flapping")
+_WITH_CHURN = (
+    "kill-leader",
+    "kill-follower",
+    "kill-all",
+    "pause-leader",
+    "slow-disk",
+    "isolate-leader",
+    "one-way",
+    "flapping",
+)
 
 FAULT_SETS: dict[str, Set] = {name: Set(*row) for name, row in _TABLE.items()}
 FAULT_SETS |= {f"members-{name}": Set(*_TABLE[name], churn=True) for name in _WITH_CHURN}

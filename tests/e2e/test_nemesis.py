@@ -29,5 +29,7 @@ def test_faults(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [name for name, row in FAULT_SETS.items() if row.churn])
-def test_members_come_and_go_during(tmp_path, name):
+def test_members_come_and_go_during(tmp_path, name, require):
+    if name.endswith("-disk"):
+        require("strace")
     clean(tmp_path, name, CHURN_SECONDS)
