@@ -189,14 +189,15 @@ def headline(status: ClusterStatus) -> str:
 
 
 def table(status: ClusterStatus) -> Any:
-    """A rich table."""
+    """A rich table. In 80 columns nothing is cut off: long addresses and reasons go on in the next line."""
     from rich.table import Table
 
     result = Table(title=headline(status), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    result.padding = (0, 1, 0, 0)
     for name in ("node", "address", "role", "vote"):
-        result.add_column(name)
-    for name in ("term", "last", "commit", "applied", "lag", "lag ms", "heard ms", "flush us"):
-        result.add_column(name, justify="right")
+        result.add_column(name, overflow="fold")
+    for name in ("term", "last", "commit", "applied", "lag", "lag\nms", "heard\nms", "flush\nus"):
+        result.add_column(name, justify="right", no_wrap=True)
     for member in status.members:
         numbers = (
             member.term,
