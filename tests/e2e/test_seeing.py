@@ -62,6 +62,61 @@ def test_status_asked_from_any_node(tmp_path):
         assert len(status(dead).stderr.strip().splitlines()) == 1
 
 
+def test_status_tells_how_far_behind_a_member_is(tmp_path):
+    """In entries and milliseconds, when it was last heard, and what a flush takes."""
+    with LocalCluster(tmp_path, 3) as cluster:
+        cluster.start()
+        leader = cluster.wait_leader()
+        cluster.wait_equal()
+        away, other = cluster.followers()
+
+        def rows() -> dict[str, dict]:
+            return {row["id"]: row for row in json.loads(status(other, "--json").stdout)["members"]}
+
+        level = wait_for("all to be level", lambda: (r := rows()) and r[away.id]["lag_entries"] == 0 and r)
+        assert level[away.id]["lag_ms"] == 0
+        assert 0 <= level[away.id]["contact_ms"] < 5_000
+        assert all(row["flush_us"] > 0 for row in level.values())
+        away.pause()
+        with leader.client() as client:
+            for number in range(20):
+                client.set("k", str(number))
+
+        def behind() -> bool:
+            row = rows()[away.id]
+            silent = row["contact_ms"] is None or row["contact_ms"] > 500
+            return row["lag_entries"] >= 20 and row["lag_ms"] > 500 and silent
+
+        wait_for("it to be seen as far behind", behind)
+        away.resume()
+        wait_for("it to be level again", lambda: rows()[away.id]["lag_entries"] == 0)
+
+
+def test_status_watches_until_ctrl_c(tmp_path):
+    with LocalCluster(tmp_path, 3) as cluster:
+        cluster.start()
+        asked, victim = cluster.followers()
+        terminal = Terminal(
+            [sys.executable, "-m", "raftdb", "status", "-a", f"{asked.host}:{asked.port}", "--watch", "--every", "0.2"]
+        )
+        try:
+            terminal.wait_for(r"survives 1\s+failure", 20)
+            terminal.screen = ""
+            victim.kill()
+            terminal.wait_for(r"survives no\s+further\s+failure", 30)
+            terminal.screen = ""
+            victim.start()
+            terminal.wait_for(r"survives 1\s+failure", 30)
+            asked.kill()
+            terminal.wait_for("no answer", 30)
+            terminal.type("\x03")
+            with contextlib.suppress(OSError, AssertionError):
+                terminal.wait_for("Traceback", 10)  # until it has closed the terminal
+            assert "Traceback" not in terminal.screen
+        finally:
+            terminal.close()
+
+
 def test_the_program_of_make_cluster(tmp_path):
     """Three nodes in one terminal: killed and started by their number, paused, looked at, stopped."""
     ports = _ports_ten_apart()
