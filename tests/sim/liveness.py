@@ -74,6 +74,11 @@ class Calm:
         world = self.world
         return world.config.election_ticks_max * TICK + 100 * (world.settings.delay + world.settings.sync)
 
+    def catching_up(self) -> int:
+        """How long a whole log may take to somebody who has nothing, and is sent one entry at a time."""
+        nodes = [node for node in self.world.nodes.values() if node is not None]
+        return max((len(node.disk.log.items) for node in nodes), default=0) * self.world.entry_span()
+
     # --- clients ----------------------------------------------------------------------------------------------------
 
     def leader(self) -> SimNode | None:
@@ -121,7 +126,7 @@ class Calm:
                 op, asked = self.write(), self.world.now
             return False
 
-        self.until(done, what, limit)
+        self.until(done, what, limit + self.catching_up())
 
     def members(self) -> list[SimNode]:
         """The chosen who are members and up."""
@@ -326,7 +331,7 @@ def grow(calm: Calm) -> None:
             world.act(world.do_last_change, leader.id, Change(ChangeKind.ADD_LEARNER, member(new, False)))
         return row is not None and row.voter and not leader.core.change_open
 
-    calm.until(done, f"after {new.id} joined")
+    calm.until(done, f"after {new.id} joined", EXTRA_LIMIT + calm.catching_up())
     world.judge.counts["grown"] += 1
     world.act(world.do_promote, False)
 

@@ -17,9 +17,9 @@ from tests.sim.faults import member
 from tests.sim.liveness import Calm
 from tests.sim.mutants import MUTANTS
 from tests.sim.mutate import Patch, PatchFailed, patched
-from tests.sim.runner import Result, Total, run_seeds
+from tests.sim.runner import Result, Total, run_seed, run_seeds
 from tests.sim.scope import SEARCHES, Search, search
-from tests.sim.settings import draw
+from tests.sim.settings import MS, draw
 from tests.sim.shrink import fails, record
 from tests.sim.world import World
 
@@ -128,6 +128,17 @@ def test_a_planted_bug_is_caught_by_its_stored_seeds(name: str) -> None:
     (mutant,) = (m for m in MUTANTS if m.name == name)
     catch = hunt.hunt(mutant, hunt.load()[name], 20.0)
     assert catch.rule, name
+
+
+def test_a_long_log_over_a_slow_line_is_waited_for() -> None:
+    """Found by a run of seeds: a learner who was sent 88 entries a second, one at a time, lacked 2,900 and should have
+    had them in half a minute, while 90 more came each second."""
+    world = World(draw(3242)._replace(voters=1, spares=1, delay=5 * MS, sync=MS), script=[])
+    world.start()
+    world.do_start("n1")
+    world.disks[world.refs["n1"]].log.append(entries(1, 3_000, 1))
+    assert Calm(world, ["n1", "n2"]).catching_up() == 3_000 * 12 * MS
+    assert run_seed(3242, 3_000).rule == ""
 
 
 def test_a_flip_is_asked_to_be_healed_only_where_a_whole_majority_is_left() -> None:

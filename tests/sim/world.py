@@ -751,8 +751,17 @@ class World:
         wanted = self.ops[op]
         wanted.done = True
         if wanted.client < self.settings.clients:
-            think = self.settings.think * 10 if self.quiet else self.settings.think
-            self.later(self.spread(think), self.draw_op, wanted.client)
+            self.later(self.spread(self.think()), self.draw_op, wanted.client)
+
+    def think(self) -> int:
+        """The mean pause of a client. In the liveness phase there is less to do, and all clients together write less
+        than a quarter of what a member can be sent who is sent one entry at a time, or he would never catch up."""
+        s = self.settings
+        return max(10 * s.think, 4 * s.clients * self.entry_span()) if self.quiet else s.think
+
+    def entry_span(self) -> int:
+        """What it takes to send one entry and have its acknowledgement: a round trip and a flush."""
+        return 2 * self.settings.delay + self.settings.sync + MS
 
     def wrote(self, node: SimNode, ops: tuple[int, ...]) -> None:
         """Applied and answered."""
