@@ -98,7 +98,7 @@ add_node = command(
     Bytes("host:port"),
     flags=STEER,
     group="raft",
-    summary="Let a node join as learner and stay one",
+    summary="Refused: learners become voters by themselves",
 )
 def raft_add_learner(ctx: LocalContext, node_id: bytes, address: bytes) -> Reply:
     ctx.server.add_node(_text(node_id, "the node id"), _text(address, "the address"), False)
@@ -117,7 +117,7 @@ def raft_promote(ctx: LocalContext, node_id: bytes) -> Reply:
     return OK
 
 
-@command("RAFT.DEMOTE", Bytes("node-id"), flags=STEER, group="raft", summary="Make a voter a learner")
+@command("RAFT.DEMOTE", Bytes("node-id"), flags=STEER, group="raft", summary="Refused: no member stays a learner")
 def raft_demote(ctx: LocalContext, node_id: bytes) -> Reply:
     ctx.server.demote(_text(node_id, "the node id"))
     return OK
