@@ -284,7 +284,7 @@ def run(
             killed[call] += 1
             say(f"{target}: {call}")
         if not count and part[0] == part[1]:  # an install may have had more calls than the one that was counted
-            while (call := attempts.kill_at(longest + 1)) is not None:
+            while (call := attempts.kill_at(longest + 1, 1)) is not None:
                 longest += 1
                 tried.append(longest)
                 killed[call] += 1
@@ -303,9 +303,9 @@ class _Attempts:
         self._follower.stop()
         self._number = 0
 
-    def kill_at(self, target: int) -> Call | None:
+    def kill_at(self, target: int, tries: int = TRIES) -> Call | None:
         """Where it was killed; None: again and again installs had fewer calls."""
-        for _ in range(TRIES):
+        for _ in range(tries):
             trace = self._one(target)
             if trace.killed_at is not None and not trace.made and (self._network is None or trace.overtaken):
                 return trace.killed_at
