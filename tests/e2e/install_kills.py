@@ -140,7 +140,11 @@ class Trace(threading.Thread):
         """To the node, which runs."""
         assert self.node.process is not None
         self._process = self.node.process.pid
-        self._tracer = subprocess.Popen([*self._strace, "-p", str(self._process)], stdin=subprocess.DEVNULL)
+        self._tracer = subprocess.Popen(
+            [*self._strace, "-p", str(self._process)],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # it complains about its own delays when it is killed with what it holds
+        )
         self.start()
         threads = Path(f"/proc/{self._process}/task")
         wait_for("strace", lambda: all("TracerPid:\t0\n" not in p.read_text() for p in threads.glob("*/status")))
