@@ -164,8 +164,8 @@ def flush(core: State) -> None:
     """Queue what is to be sent: a heartbeat round, then appends within each member's window."""
     if core.want_round or (core.reads.has_waiting and not core.reads.batches and core.commit >= core.noop_index):
         start_round(core)
-    if core.outbound:
-        core.outbound = False
+    if core.outbound or (core.news_held and not core.hold_news):
+        core.outbound = core.news_held = False
         replicate_to_all(core)
 
 
@@ -198,8 +198,11 @@ def replicate(core: State, peer: Progress) -> None:
                 return
         commit = core.commit if core.commit < peer.match else peer.match
         if peer.commit_sent < commit and peer.mode == REPLICATE:
-            peer.commit_sent = commit
-            core.send_early(peer.ref, Heartbeat(core.term, 0, commit, core.wall_ms, core.age_ms))
+            if core.hold_news:
+                core.news_held = True
+            else:
+                peer.commit_sent = commit
+                core.send_early(peer.ref, Heartbeat(core.term, 0, commit, core.wall_ms, core.age_ms))
     elif mode == PROBE and not peer.probe_sent:
         send_append(core, peer)
 
@@ -370,6 +373,7 @@ def advance_commit(core: State) -> None:
 def change_committed(core: State) -> None:
     """A leader that removed or demoted itself has done its duty; the last thing it sends is the news."""
     if not is_voter(core.membership, core.me):
+        core.hold_news = False
         replicate_to_all(core)
         if core.role is Role.LEADER:
             resign(core, "no voter any more")

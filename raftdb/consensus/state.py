@@ -101,6 +101,7 @@ class State:
         "handlers",
         "hard_dirty",
         "heartbeat_elapsed",
+        "hold_news",
         "late",
         "leader",
         "lease_end",
@@ -111,6 +112,7 @@ class State:
         "me",
         "membership",
         "membership_dirty",
+        "news_held",
         "noop_index",
         "open",
         "open_late",
@@ -212,6 +214,8 @@ class State:
         self.duties_tick = 0  # when the leader last looked after quorum, learners, snapshots and transfers
         self.want_round = False
         self.outbound = False
+        self.hold_news = False  # set by the driver: the news of a commit may wait for the next append or heartbeat
+        self.news_held = False  # leader: some member has not been told of the commit index for that reason
         self.made: tuple[int, Append, int, int] | None = None  # the last Append of this flush, for those at its place
         self.budget_bytes = config.catch_up_bytes_per_turn
         self.sizes: deque[tuple[int, int]] = deque()  # (last index, bytes) per proposed batch
@@ -319,7 +323,7 @@ class State:
         self.sizes.clear()
         self.uncommitted_bytes = 0
         self.transferring = None
-        self.want_round = self.outbound = False
+        self.want_round = self.outbound = self.news_held = False
         self.round_new = self.confirmed_new = self.lease_new = 0
 
     def heard_leader(self, sender: NodeRef) -> None:

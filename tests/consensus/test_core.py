@@ -11,6 +11,7 @@ from raftdb.consensus import candidate, leader
 from raftdb.consensus.chance import SplitMix64
 from raftdb.consensus.core import Busy, Core, CoreConfig, NotLeader
 from raftdb.consensus.handshake import Greeting, refusal
+from raftdb.consensus.membership import Change, ChangeKind
 from raftdb.consensus.messages import (
     TERM_MAX,
     Append,
@@ -49,6 +50,48 @@ def a_leader(**config: int) -> tuple[Node, Core]:
 def test_nothing_to_do_is_none() -> None:
     _, core = a_leader()
     assert core.ready() is None
+
+
+def test_news_that_are_held_leave_with_the_next_append_or_when_nothing_follows() -> None:
+    """What a driver gains that has the next batch at hand: one message less per entry and member."""
+
+    def told(core: Core) -> list[tuple[str, int]]:
+        ready = core.ready()
+        if ready is None:
+            return []
+        core.persisted(ready)
+        return [(type(each.message).__name__, each.message.commit) for each in ready.send if each.to == ref("n2")]
+
+    node, core = a_leader()
+    core.propose(commands("a"))
+    node.turn()
+    core.hold_news = True
+    core.step(ref("n2"), AppendReply(1, True, 2, 0, 0))
+    assert core.commit == 2
+    assert told(core) == []
+    assert core.news_held
+    core.propose(commands("b"))
+    assert told(core) == [("Append", 2)]
+    core.step(ref("n2"), AppendReply(1, True, 3, 0, 0))
+    assert told(core) == []
+    core.hold_news = False
+    assert told(core) == [("Heartbeat", 3)]
+    assert not core.news_held
+    core.step(ref("n2"), AppendReply(1, True, 3, 0, 0))
+    assert told(core) == [], "told once"
+
+
+def test_who_goes_because_it_was_removed_holds_no_news_back() -> None:
+    node, core = a_leader()
+    core.propose_membership(Change(ChangeKind.REMOVE, core.membership.members[0]), 5, 5)
+    node.turn()
+    core.hold_news = True
+    for name in ("n2", "n3"):
+        core.step(ref(name), AppendReply(1, True, 2, 0, 0))
+    assert core.role is not Role.LEADER
+    ready = core.ready()
+    assert ready is not None
+    assert ref("n2") in {each.to for each in ready.send if type(each.message) is Heartbeat and each.message.commit == 2}
 
 
 def test_what_waits_for_the_disk_is_not_in_ready() -> None:

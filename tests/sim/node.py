@@ -140,6 +140,7 @@ class SimNode:
 
     def turn(self) -> None:
         """Carry out what the core wants, until it wants no more or the disk is busy."""
+        self.core.hold_news = self.world.settings.hold_news and bool(self.proposed or self.waiting)
         for _ in range(TURN_MAX):
             try:
                 ready = self.core.ready()

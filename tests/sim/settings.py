@@ -58,6 +58,7 @@ class Settings(NamedTuple):
     keep_entries: int  # the log is kept this far below the older snapshot
     files: int  # mean time that a snapshot file is being written or pulled, beyond a blink
     aim: float  # share of the faults that look for the leader
+    hold_news: bool  # the news of a commit waits for the next append while there is something to propose
 
 
 def draw(seed: int) -> Settings:
@@ -118,6 +119,7 @@ def draw(seed: int) -> Settings:
         keep_entries=rng.choice((0, 0, 2, 20)),
         files=files,
         aim=rng.choice((0.0, 0.3, 0.8)),
+        hold_news=random.Random(~seed << 1).random() < 0.4,
     )
     return readers(settings, rng) if rng.random() < 0.25 else settings
 
