@@ -201,6 +201,10 @@ class Connection:
             loop.mail.append((self, data, answered, ticket))
             loop.wake()
             return
+        self._put(loop, data, answered, ticket)
+
+    def _put(self, loop: Loop, data: bytes, answered: int, ticket: int | None) -> None:
+        """send(), in the thread of `loop`, which is this connection's."""
         if self.closed or self.doomed or (ticket is not None and ticket <= self._dead_tickets):
             return
         left = self.outstanding = self.outstanding - answered
@@ -221,10 +225,11 @@ class Connection:
 
     def queue(self, data: bytes, answered: int = 1, ticket: int | None = None) -> None:
         """[any] As send(), but another loop is not woken: the caller does that once, after many (`Server.wake`)."""
-        if get_ident() == self.loop.ident:
-            self.send(data, answered, ticket)
+        loop = self.loop
+        if get_ident() == loop.ident:
+            self._put(loop, data, answered, ticket)
         else:
-            self.loop.mail.append((self, data, answered, ticket))
+            loop.mail.append((self, data, answered, ticket))
 
     def push(self, reply: Reply) -> None:
         """[any] Queue something that answers no command (pub/sub, MOVING)."""
@@ -527,7 +532,7 @@ class Loop:
             if conn is None:
                 data()
             else:
-                conn.send(data, answered, ticket)
+                conn._put(self, data, answered, ticket)
 
     # --- input ------------------------------------------------------------------------------------------------------
 

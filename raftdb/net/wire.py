@@ -299,17 +299,25 @@ _WHOLE_BYTES_MAX: Final = {row.code: min(row.bytes_max, PAYLOAD_BYTES_MAX) for r
 class Codec(Encoder):
     """Messages to (type, payload) and back; owned by one thread."""
 
-    __slots__ = ()
+    __slots__ = ("_dumped", "_message")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._message: Any = None  # the last one, which often goes to several peers
+        self._dumped = (0, b"")
 
     def dump(self, message: Any) -> tuple[int, bytes]:
         """Raises PeerError when the message is over its limit (the sender's mistake, found before it is sent)."""
-        row = ROWS[type(message)]
+        if message is self._message:
+            return self._dumped
+        row, short = ROWS[type(message)], message
         if row.words:
-            message = message._replace(**{row.words: clip(getattr(message, row.words))})
-        payload = self.encode(message)
+            short = message._replace(**{row.words: clip(getattr(message, row.words))})
+        payload = self.encode(short)
         if len(payload) > row.bytes_max:
             raise PeerError(f"{type(message).__name__} of {len(payload)} bytes is over the limit")
-        return row.code, payload
+        self._message, self._dumped = message, (row.code, payload)
+        return self._dumped
 
     def load(self, code: int, payload: bytes | bytearray) -> Any:
         """Raises PeerError for anything that dump() would not have made."""

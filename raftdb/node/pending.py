@@ -94,9 +94,18 @@ class Ticket:
 
     def answer(self, replies: Sequence[Any], index: int) -> None:
         """One reply per item. Driver only: the sockets are woken at the end of its turn."""
-        if self.claim():
-            self.conn.session.written_index = index
-            self.conn.queue(encode_many(replies, self.protocol) if self.protocol else b"", len(replies))
+        try:
+            self._unclaimed.pop()  # claim()
+        except IndexError:
+            return
+        conn, count, protocol = self.conn, len(replies), self.protocol
+        conn.session.written_index = index
+        if not protocol:
+            conn.queue(b"", count)
+        elif count == 1:
+            conn.queue(encode(replies[0], protocol), 1)
+        else:
+            conn.queue(encode_many(replies, protocol), count)
 
     def answer_encoded(self, data: bytes, index: int) -> None:
         """The answers as the leader has encoded them. Driver only."""

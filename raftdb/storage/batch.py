@@ -129,6 +129,7 @@ class Batch(Txn):
         self._fresh: dict[bytes, bytes] = {}  # values of heads that put_strings() of this entry has encoded
         self._blind: set[bytes] = set()  # heads overwritten without a look at what LMDB holds; see _looks_needed
         self._blind_keyspaces: set[bytes] = set()
+        self._plain = True  # all heads in the overlay are strings of put_strings()
         self._undo: list[tuple[int, Any, Any, Any]] = []
         self._filled: dict[int, int] = {}  # space -> steps of the undo list whose preimages are filled in
         self._outcomes: list[bytes] = []
@@ -246,6 +247,10 @@ class Batch(Txn):
 
     def _fold_space(self, space: int, changed: list[bytes]) -> bytes:
         encoded, entry, parts = self._encoded[space], self._entry[space], []
+        if not any(entry.values()):  # most of all: nothing of this entry is flushed yet, and nothing is deleted
+            values = [encoded.get(key) for key in changed]
+            if None not in values:
+                return b"".join([value[-4:] for value in values if value])
         for key in changed:
             part = entry[key]
             if part is None:
@@ -431,6 +436,7 @@ class Batch(Txn):
     def _set_head(self, key: bytes, head: Head | None, *, drop: bool = True) -> Head | None:
         """Returns the former head."""
         heads = self._heads
+        self._plain = False
         old = heads.get(key, _MISSING)
         former: Head | None
         if old is not _MISSING:
@@ -711,6 +717,8 @@ class Batch(Txn):
             self._write(space, encoded)
         encoded.clear()
         over.clear()
+        if space == HEADS:
+            self._plain = True
         if len(self._base) > OVERLAY_RECORDS_MAX:
             self._forget_base()
 
@@ -770,6 +778,9 @@ class Batch(Txn):
         Returns how many keys more there are, but for those that were set without a look.
         """
         base, ahead = self._base, self._ahead
+        if self._plain and len(self._blind) == len(self._heads):
+            base.update(self._heads)  # none has or had an expiry, and none is counted here
+            return 0
         expiry: dict[bytes, bytes | None] = {}
         key_count, expiring = self._keyspace_keys, self._keyspace_expiring
         blind, known = self._blind, 0
