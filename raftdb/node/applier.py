@@ -14,9 +14,9 @@ transaction may stay open for a while (`deferring`), and is committed, `show()`,
     programs that embed      their threads open views of their own: no deferring there, nor beside I/O threads
     installs, the end        shown before
 
-and besides after DEFER_S, DEFER_BYTES_MAX, DEFER_ENTRIES_MAX, and in the first turn that executes nothing. Why: a
-commit of the data copies every page that it touches. Entries that follow each other closely share pages, the answers
-leave earlier, and the commit is done while the clients think.
+and besides after DEFER_S, DEFER_BYTES_MAX, DEFER_ENTRIES_MAX. Why: a commit of the data copies every page that it
+touches, and writes it out. Entries that follow each other closely share pages, the branch pages above all; the answers
+leave earlier; and a follower, of which nobody reads, does for many entries at once what it owes nobody at once.
 
 When the data has no room, the transaction is gone with all that was executed in it. Nothing is answered again: tickets
 that were answered are forgotten, and what is executed once more comes from the log.
@@ -59,6 +59,7 @@ class Applier:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self.executed = driver.applied
+        self.answered = 0  # clients that were answered together last
         self.deferring = False
         self.running = False  # a command is at work: its transaction cannot be committed now
         self._batch: DataBatch | None = None
@@ -72,6 +73,11 @@ class Applier:
     def open(self) -> bool:
         """Is something executed that nobody can see yet?"""
         return self._batch is not None
+
+    @property
+    def due_s(self) -> float:
+        """When the open transaction is to be shown at the latest, by clock.monotonic()."""
+        return self._opened_s + DEFER_S
 
     @property
     def has_room(self) -> bool:
@@ -155,6 +161,8 @@ class Applier:
 
     def _answer(self, answers: Answers, done: list[Entry]) -> None:
         """One reply per item of each ticket; then these entries are settled."""
+        if answers:
+            self.answered = sum([len(batch.tickets) for batch, _, _ in answers])
         for batch, replies, at in answers:
             start = 0
             for ticket in batch.tickets:

@@ -72,6 +72,63 @@ def test_entries_that_follow_each_other_share_a_commit(start_node: StartNode, co
     assert 0 < len(commits) < entries
 
 
+def test_a_transaction_that_nobody_asks_about_is_shown_in_time(start_node: StartNode) -> None:
+    """An idle node keeps nothing open: the tick is longer than DEFER_S."""
+    node = start_node(alone=True)
+    with client(node) as conn:
+        for number in range(5):
+            conn.set("k", number)
+    shown = threading.Event()
+
+    def look() -> None:
+        driver = node.driver
+        if not driver.applier.open and driver.applied == driver.applier.executed:
+            shown.set()
+
+    for _ in range(400):
+        in_driver(node, look)
+        if shown.wait(0.005):
+            break
+    assert shown.is_set()
+
+
+def test_clients_that_were_answered_together_are_waited_for(start_node: StartNode) -> None:
+    """Sixteen clients in a closed loop share entries; without the wait there were about as many entries as commands."""
+    node = start_node(alone=True)
+    before, rounds, clients = node.driver.log.last, 60, 16
+    at_once = threading.Barrier(clients)
+
+    def write(number: int) -> None:
+        with client(node) as conn:
+            at_once.wait(20.0)
+            for turn in range(rounds):
+                conn.set(f"key{number}", turn)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(clients)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert node.driver.log.last - before <= rounds * clients // 2
+
+
+def test_who_does_not_come_again_is_not_waited_for_for_ever(start_node: StartNode) -> None:
+    node = start_node(alone=True)
+    driver = node.driver
+
+    def alone() -> tuple[int, int]:
+        driver.applier.answered = 50  # fifty were answered together, and one of them goes on
+        return driver._gather_pause, driver._gather_patience
+
+    with client(node) as conn:
+        patience = []
+        for number in range(80):
+            patience.append(in_driver(node, alone)[1])
+            conn.set("k", number)
+    assert patience[0] == 0
+    assert max(patience) >= 15, "the pauses grow"
+
+
 def test_embedded_nodes_show_before_they_answer(start_node: StartNode) -> None:
     node = start_node()
     assert not node.driver.applier.deferring
