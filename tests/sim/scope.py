@@ -93,7 +93,7 @@ class Scope:
             promote_learners=False,
         )
         self.settings = SimpleNamespace(
-            overlap=False, in_flight=2, batch=1, apply=0, snapshot_entries=99, keep_entries=0
+            overlap=False, in_flight=2, batch=1, apply=0, snapshot_entries=99, keep_entries=0, hold_news=False
         )
         self.now = 0
         self.offsets = dict.fromkeys(IDS, 0)
