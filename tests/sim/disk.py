@@ -289,6 +289,7 @@ class Disk:
         "part",
         "pending",
         "snapshots",
+        "unnamed",
     )
 
     def __init__(self, membership: Membership) -> None:
@@ -300,6 +301,7 @@ class Disk:
         self.new_line = ""  # it is being written
         self.boots = 1  # of the machine: the power fails between two
         self.snapshots: dict[str, Snapshot] = {}
+        self.unnamed: set[str] = set()  # files of peers that no transaction of the log has named yet
         self.making: Snapshot | None = None  # under another name
         self.part: Part | None = None
         self.pending: list[Persist] = []
@@ -311,8 +313,13 @@ class Disk:
     def sync(self) -> None:
         """The flush has returned."""
         for persist in self.pending:
-            self.log.commit(persist)
+            self._commit(persist)
         self.pending.clear()
+
+    def _commit(self, persist: Persist) -> None:
+        self.log.commit(persist)
+        if persist.install is not None:
+            self.unnamed.discard(persist.install.name)
 
     def crash(self, rng: random.Random, power: bool, torn: float = 0.5) -> list[str]:
         """The process is gone, and with `power` what no flush has covered; of that a share is torn, not lost.
@@ -322,7 +329,7 @@ class Disk:
         pending, self.pending = self.pending, []
         kept = self._survivors(pending, rng)
         for persist in kept:
-            self.log.commit(persist)
+            self._commit(persist)
         happened = ["lost writes"] * (len(pending) - len(kept))
         if power:
             self.boots += 1
@@ -416,6 +423,8 @@ class Disk:
             snapshot = snapshot._replace(digest=snapshot.digest ^ part.noise)
         if not snapshot.whole():
             return False
+        if snapshot.meta.name not in self.snapshots:
+            self.unnamed.add(snapshot.meta.name)
         self.put_snapshot(snapshot)
         return True
 
@@ -425,6 +434,7 @@ class Disk:
         while len(self.snapshots) > 2:
             oldest = min(self.snapshots.values(), key=lambda s: s.meta.index)
             del self.snapshots[oldest.meta.name]
+            self.unnamed.discard(oldest.meta.name)
 
     def boot(self) -> None:
         """The start table of the design: count the start, then find a state to go on from.
@@ -440,7 +450,7 @@ class Disk:
 
     def _rebuilt(self) -> Kv:
         log = self.log
-        for snapshot in sorted(self.snapshots.values(), key=lambda s: -s.meta.index):
+        for snapshot in sorted(self._named(), key=lambda s: -s.meta.index):
             if log.first - 1 <= snapshot.meta.index <= log.last and snapshot.whole():
                 return Kv(snapshot.meta.index, snapshot.digest, snapshot.meta.membership)
         return Kv(0, 0, self.formed)
@@ -450,13 +460,18 @@ class Disk:
         log = self.log
         if self.kv is not None and self.trusted() and log.first - 1 <= self.kv.applied:
             return False
-        return log.first > 1 and all(snapshot.meta.index < log.first - 1 for snapshot in self.snapshots.values())
+        return log.first > 1 and all(snapshot.meta.index < log.first - 1 for snapshot in self._named())
+
+    def _named(self) -> list[Snapshot]:
+        """A file that was received, and whose install the log does not know of, may not fit to the log at all."""
+        return [snapshot for name, snapshot in self.snapshots.items() if name not in self.unnamed]
 
     def copy(self) -> Disk:
         twin = Disk.__new__(Disk)
         for name in Disk.__slots__:
             setattr(twin, name, getattr(self, name))
         twin.log, twin.snapshots, twin.pending = self.log.copy(), dict(self.snapshots), []
+        twin.unnamed = set(self.unnamed)
         return twin
 
     def backup(self) -> Disk:

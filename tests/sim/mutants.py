@@ -737,8 +737,8 @@ STORAGE = [
         "hard-state-apart",
         "entries are flushed, term and vote only later",
         DISK,
-        "        for persist in self.pending:\n            self.log.commit(persist)\n        self.pending.clear()",
-        "        for persist in self.pending:\n            self.log.commit(persist._replace(hard=self.later_hard))\n"
+        "        for persist in self.pending:\n            self._commit(persist)\n        self.pending.clear()",
+        "        for persist in self.pending:\n            self._commit(persist._replace(hard=self.later_hard))\n"
         "            self.later_hard = persist.hard\n        self.pending.clear()",
         Patch(DISK, '        "line",\n', '        "later_hard",\n        "line",\n'),
         Patch(

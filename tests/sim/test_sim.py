@@ -323,6 +323,28 @@ def test_a_start_passes_over_a_torn_snapshot() -> None:
     assert (disk.kv.applied, disk.kv.digest) == (3, 5)
 
 
+def test_a_start_passes_over_a_file_whose_install_the_log_does_not_know_of() -> None:
+    """The power fails between the file of a leader and the log's transaction: other entries may stand there still."""
+    disk = Disk(FORMED)
+    disk.boot()
+    disk.log.commit(persist(entries=entries(1, 9, 1)))
+    disk.put_snapshot(snapshot_of(3, 5))
+    received = snapshot_of(6, 8)
+    disk.begin_part(received.meta)
+    assert disk.receive(received)
+    disk.write(persist(install=received.meta))
+    lost = disk.copy()
+    lost.crash(random.Random(1), True)
+    lost.boot()
+    assert lost.kv is not None
+    assert (lost.kv.applied, lost.kv.digest) == (3, 5)
+    disk.sync()
+    disk.crash(random.Random(1), True)
+    disk.boot()
+    assert disk.kv is not None
+    assert (disk.kv.applied, disk.kv.digest) == (6, 8)
+
+
 # --- the shrinker -----------------------------------------------------------------------------------------------------
 
 
@@ -351,8 +373,10 @@ def test_only_tearing_finds_it(name: str) -> None:
 )
 def test_findings_are_shrunk(name: str, rule: str, most: int) -> None:
     """From thousands of events to few; also what does not heal, where the history before the calm is shrunk."""
-    seed = hunt.load()[name].seeds[0]
-    lines = repro("--seed", str(seed), "--mutant", name, "--shrink", "12").splitlines()
+    for seed in hunt.load()[name].seeds:  # a mutant may be caught by another rule too
+        lines = repro("--seed", str(seed), "--mutant", name, "--shrink", "12").splitlines()
+        if f"{rule}: " in lines[-1]:
+            break
     first, last = next(line for line in lines if " (after " in line), lines[-1]
     before, after = int(first.rsplit("(after ")[-1].split(" events")[0]), int(last.split(" events")[0])
     assert after < most
