@@ -85,6 +85,23 @@ def test_one_failed_request_makes_the_cell_failed(tmp_path, broken):
     assert "**missed**" in text
 
 
+def test_who_does_not_end_one_cell_in_time_is_not_asked_for_the_others(tmp_path):
+    """Else a system that cannot do it takes a minute for each cell of each turn."""
+
+    class Stuck(Fake):
+        def measure(self, cell: Cell, seconds: float) -> Sample:
+            self.diary.append(str(cell))
+            return Sample(0.0, failure="not done after 60 s", timed_out=True)
+
+    stuck, other = Stuck("pyraft-3", []), Cell("GET", 1, 1)
+    found = results(Fake("redis", [100] * 4), stuck, cells=(CELL, other), turns=2, directory=tmp_path)
+    assert stuck.diary.count(str(CELL)) == 1
+    assert str(other) not in stuck.diary
+    assert found.figures["pyraft-3", CELL].failure == "not done after 60 s"
+    assert found.figures["pyraft-3", other].failure == "not asked: SET 50 clients was not done after 60 s"
+    assert found.figures["redis", other].rate == 100
+
+
 def test_report_says_what_was_left_out_and_json_has_every_sample(tmp_path):
     run = plan.Run(tmp_path, 0.0, lambda line: None)
     fakes = [Fake("redis", [100, 200])]

@@ -151,6 +151,7 @@ class Run:
         self.say = say
         self.samples: dict[tuple[str, Cell], list[Sample]] = {}
         self.mixed: dict[str, list[Mixed]] = {}
+        self.given_up: dict[str, str] = {}  # system -> the cell that it did not end in time: it is asked no more
 
     def repeat(
         self,
@@ -208,7 +209,12 @@ class Run:
 
     def _sample(self, system: System, cell: Cell, turn: int) -> None:
         kept = self.samples.setdefault((system.name, cell), [])
-        sample = system.measure(cell, self.seconds)
+        if system.name in self.given_up:
+            sample = Sample(0.0, failure=self.given_up[system.name])
+        else:
+            sample = system.measure(cell, self.seconds)
+            if sample.timed_out:
+                self.given_up[system.name] = f"not asked: {cell} was {sample.failure}"
         kept.append(sample)
         self.say(f"[{turn}] {system.name:16} {cell!s:32} {sample.failure or f'{sample.rate:10,.0f} /s'}")
 
