@@ -25,6 +25,10 @@ class StartFailed(Exception):
     """The process ended, or never answered; the text has what it printed."""
 
 
+PORT_TRIES = 5
+PORT_TAKEN = "Address already in use"
+
+
 def free_port() -> int:
     """A port that is free together with the next one (the peers')."""
     while True:
@@ -80,7 +84,20 @@ class Server:
         self.kill()
 
     def start(self) -> float:
-        """Starts the process; returns the seconds until it answered PING. Raises StartFailed."""
+        """Starts the process; returns the seconds until it answered PING. Raises StartFailed.
+
+        Between free_port() and the first start another program may have taken the port, or the next one.
+        """
+        for _ in range(PORT_TRIES if not self.output_path.exists() else 0):
+            try:
+                return self._start()
+            except StartFailed as failure:
+                if PORT_TAKEN not in str(failure):
+                    raise
+                self.port = free_port()
+        return self._start()
+
+    def _start(self) -> float:
         started = time.perf_counter()
         with self.output_path.open("ab") as output:
             self.process = subprocess.Popen(

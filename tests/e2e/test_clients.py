@@ -197,6 +197,7 @@ class Terminal:
             os.environ.update(TERM="xterm")
             os.execvp(argv[0], argv)
         fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        self._raw = b""
         self.screen = ""
 
     def type(self, text: str) -> None:
@@ -209,8 +210,8 @@ class Terminal:
             left = end - time.monotonic()
             if left <= 0 or not select.select([self.descriptor], [], [], left)[0]:
                 raise AssertionError(f"{pattern!r} did not show up in {self.screen!r}")
-            raw = os.read(self.descriptor, 65536).decode(errors="replace")
-            self.screen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw)
+            self._raw += os.read(self.descriptor, 65536)  # (one read may end within a sequence)
+            self.screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._raw.decode(errors="replace"))
         return found[0]
 
     def close(self) -> None:
