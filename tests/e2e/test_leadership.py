@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -136,6 +137,58 @@ def test_sigterm_hands_leadership_over_before_it_ends(tmp_path):
         assert writer.errors == []
         leader.start().wait_serving()
         cluster.wait_equal()
+
+
+class Pipeliner(threading.Thread):
+    """A bare socket that sends INCRs in pipelines of 20 until the node closes it, and counts what it is told."""
+
+    def __init__(self, node: NodeProcess, number: int) -> None:
+        super().__init__(daemon=True)
+        self.key = f"pipeliner-{number}"
+        self.done = self.unknown = self.refused = 0
+        self.running = threading.Event()
+        self._socket = socket.create_connection((node.bind, node.port), timeout=30)
+
+    def run(self) -> None:
+        pipeline = f"INCR {self.key}\r\n".encode() * 20
+        with self._socket, self._socket.makefile("rb") as replies:
+            try:
+                while True:
+                    self._socket.sendall(pipeline)
+                    for _ in range(20):
+                        line = replies.readline()
+                        if not line.endswith(b"\r\n"):
+                            return
+                        self.done += line.startswith(b":")
+                        self.unknown += line.startswith(b"-UNCERTAIN ")
+                        self.refused += line.startswith((b"-CLUSTERDOWN ", b"-TRYAGAIN "))
+                    if self.done > 200:
+                        self.running.set()
+            except (ConnectionError, BrokenPipeError):
+                return  # what the node had not read is thrown away by the kernel
+
+
+@pytest.mark.parametrize("which", ["leader", "follower"])
+def test_a_node_that_stops_closes_no_socket_with_a_write_of_unknown_fate_on_it(tmp_path, which):
+    """Clients repeat what a closed socket did not answer: so that may not have been executed, not one of it."""
+    with LocalCluster(tmp_path, 3) as cluster:
+        cluster.start()
+        leader = cluster.wait_leader()
+        node = leader if which == "leader" else next(n for n in cluster.nodes if n is not leader)
+        clients = [Pipeliner(node, number) for number in range(4)]
+        for client in clients:
+            client.start()
+            assert client.running.wait(30)
+        assert node.stop() == 0, node.log
+        for client in clients:
+            client.join(30)
+            assert not client.is_alive()
+        other = next(n for n in cluster.nodes if n is not node)
+        wait_for("somebody to lead", lambda: any(n.role() == "leader" for n in cluster.nodes if n is not node))
+        with other.client() as connection:
+            for client in clients:
+                counted = int(connection.get(client.key))
+                assert client.done <= counted <= client.done + client.unknown
 
 
 def test_callers_of_a_dead_leader_get_through_again(tmp_path):
