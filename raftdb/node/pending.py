@@ -94,9 +94,7 @@ class Ticket:
 
     def answer(self, replies: Sequence[Any], index: int) -> None:
         """One reply per item. Driver only: the sockets are woken at the end of its turn."""
-        try:
-            self._unclaimed.pop()  # claim()
-        except IndexError:
+        if not self.claim():
             return
         conn, count, protocol = self.conn, len(replies), self.protocol
         conn.session.written_index = index
