@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -195,6 +196,8 @@ class Terminal:
         self.pid, self.descriptor = pty.fork()
         if self.pid == 0:
             os.environ.update(TERM="xterm")
+            for number in (signal.SIGINT, signal.SIGHUP):  # nohup, and a shell's background, have them ignored
+                signal.signal(number, signal.SIG_DFL)
             os.execvp(argv[0], argv)
         fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         self._raw = b""
