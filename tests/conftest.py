@@ -1,4 +1,4 @@
-"""What all tests share: the hypothesis profiles, and `require` for programs that a machine may lack.
+"""What all tests share: hypothesis profiles, `require` for programs that a machine may lack, a cache of bytecode.
 
 `make test` needs nothing but Python: a test that wants redis-server, node or strace says so with `require` and is
 skipped with its reason. Where TESTS_REQUIRE lists programs ("redis-server,strace,node"), they are promised to be
@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# The suite starts processes by the thousand. Where no bytecode may lie beside the sources each of them would compile
+# the package anew, longer than all else that it does before it serves.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode"))
 
 PROMISED = frozenset(filter(None, os.environ.get("TESTS_REQUIRE", "").split(",")))
 
