@@ -27,6 +27,7 @@ from tests.e2e import catch_up as catching_up
 from tests.e2e import failover as failovers
 from tests.e2e import install_kills as installs
 from tests.e2e.nemesis import FAULT_SETS, Report, run_faults
+from tests.rotation import commit_number, sample
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")
 CI_RUNS = 6
@@ -78,12 +79,9 @@ def show() -> None:
 def ci(minutes: float, seed: int | None) -> None:
     """The share of the continuous integration: six sets, rotating by commit."""
     deadline = time.monotonic() + 60 * minutes
-    number = int(commit(), 16) if seed is None and commit() != "unknown" else (seed or 0)
-    names = list(FAULT_SETS)
-    start = number % len(names)
-    chosen = [names[(start + len(names) * n // CI_RUNS) % len(names)] for n in range(CI_RUNS)]
+    number = commit_number() if seed is None else seed
     reports: list[Report] = []
-    for name in chosen:
+    for name in sample(list(FAULT_SETS), CI_RUNS, number):
         if reports and time.monotonic() + 2.5 * CI_SECONDS > deadline:
             click.echo(f"{name}: left out, the time is over")
             continue
