@@ -138,7 +138,7 @@ def catch_up(writes: int, seconds: float, only: tuple[str, ...]) -> None:
 
 
 @main.command("install-kills")
-@click.option("--count", default=0, help="Calls, evenly chosen; 0 = all.")
+@click.option("--count", default=0, help="Calls, chosen by the commit; 0 = all.")
 @click.option("--part", default=(1, 1), type=(int, int), metavar="K N", help="Every N-th of them, from the K-th on.")
 @click.option("--second", is_flag=True, help="A snapshot that comes while the one before is being built.")
 def install_kills(count: int, part: tuple[int, int], second: bool) -> None:

@@ -31,6 +31,7 @@ from typing import Final, NamedTuple
 from tests.e2e.nemesis import wait_until_member
 from tests.e2e.network import Network
 from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
+from tests.rotation import commit_number, sample
 
 #: Calls that change what is on the disk.
 MUTATING = "pwrite64,pwritev,write,fdatasync,fsync,rename,renameat,renameat2,unlink,unlinkat,ftruncate,mkdir,rmdir"
@@ -45,9 +46,10 @@ SMALL_SNAPSHOTS = [
     "0",
 ]
 INSTALL_S = 60.0
-HELD_MS: Final = 60  # each call; long enough for a kill to come before it is made (else the point is tried again)
-BUILD_HELD_S: Final = 8.0  # the first call of a build that the next snapshot is to overtake
+HELD_MS: Final = 30  # each call; so that a kill comes before it is made (else the point is tried again, held longer)
+BUILD_HELD_S: Final = 4.0  # the first call of a build that the next snapshot is to overtake (else likewise)
 TRIES: Final = 4
+REACHED: Final = 7 / 8  # of the calls of one install, at least so many are made by any other
 
 
 class Call(NamedTuple):
@@ -96,11 +98,49 @@ def is_level(leader: NodeProcess, follower: NodeProcess) -> bool:
     return any(row["id"] == follower.id and row["lag"] == 0 for row in rows)
 
 
+#: The call after which the node has what was installed.
+TAKES_EFFECT: Final = Call("rename", "kv.current")
+
+
+class Target(NamedTuple):
+    """Where to kill: at the `number`-th call of an install, or of those that are like `call`; number 0 = nowhere."""
+
+    number: int
+    call: Call | None = None
+
+    def __str__(self) -> str:
+        return f"call {self.number}" if self.call is None else f"{self.call} no. {self.number}"
+
+    def is_last_of(self, calls: Sequence[Call]) -> bool:
+        if self.call is None:
+            return len(calls) == self.number
+        return calls[-1] == self.call and calls.count(self.call) == self.number
+
+
+NOWHERE: Final = Target(0)
+
+
+class Held(NamedTuple):
+    """How long calls are held up."""
+
+    each_ms: int
+    build_s: float
+
+
 class Trace(threading.Thread):
     """A node that runs under strace: its calls, counted; killed at one of them. `launch` or `attach`, then `end`."""
 
-    def __init__(self, strace: str, node: NodeProcess, fifo: Path, *, target: int = 0, second: bool = False) -> None:
-        """`target`: the call to be killed at, 0 = none. `second`: count from the second snapshot's first piece on."""
+    def __init__(
+        self,
+        strace: str,
+        node: NodeProcess,
+        fifo: Path,
+        *,
+        target: Target,
+        held: Held,
+        second: bool = False,
+    ) -> None:
+        """`second`: count from the second snapshot's first piece on."""
         super().__init__(daemon=True)
         self.node = node
         self.target = target
@@ -126,9 +166,9 @@ class Trace(threading.Thread):
         os.mkfifo(fifo)
         names = MUTATING.replace(",mkdir", "") if second else MUTATING
         self._strace = [strace, "-f", "-qq", "-y", "-s", "0", "-o", str(fifo), "-e", f"trace={MUTATING}"]
-        self._strace += ["-e", f"inject={names}:delay_enter={HELD_MS * 1000}"]
+        self._strace += ["-e", f"inject={names}:delay_enter={held.each_ms * 1000}"]
         if second:  # of each thread: the build's, and the driver's when it opens what was built
-            self._strace += ["-e", f"inject=mkdir:delay_enter={BUILD_HELD_S * 1e6:.0f}:when=1"]
+            self._strace += ["-e", f"inject=mkdir:delay_enter={held.build_s * 1e6:.0f}:when=1"]
 
     def launch(self) -> None:
         """The node, under strace from its first call on."""
@@ -197,7 +237,7 @@ class Trace(threading.Thread):
         if len(self._parts) < self.parts_wanted or self.over.is_set():
             return
         self.calls.append(Call(name, generic(path)))
-        if len(self.calls) == self.target:
+        if self.target.is_last_of(self.calls):
             self._victim, self.killed_at = thread, self.calls[-1]
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process, signal.SIGKILL)
@@ -252,11 +292,14 @@ class Result(NamedTuple):
         return f"{self.calls} calls of an install; killed at {self.killed.total()} of {self.tried}, clean:{rows}"
 
 
-def spread(points: Sequence[int], count: int) -> list[int]:
-    """So many of them, evenly; 0 = all."""
-    if not 0 < count < len(points):
-        return list(points)
-    return [points[len(points) * n // count + len(points) // (2 * count)] for n in range(count)]
+def chosen(calls: Sequence[Call], count: int) -> list[Target]:
+    """Where the new store comes into use; and, as the commit draws them, other renames and any other calls."""
+    renames = [Target(calls[: n + 1].count(call), call) for n, call in enumerate(calls) if call.name == "rename"]
+    taking = [target for target in renames if target.call == TAKES_EFFECT]
+    rest = [Target(n) for n in range(1, int(len(calls) * REACHED)) if calls[n - 1].name != "rename"]
+    drawn, half = commit_number(), count // 2
+    others = sample([target for target in renames if target not in taking], half, drawn)
+    return taking + others + sample(rest, count - len(taking) - len(others), drawn)
 
 
 def run(
@@ -270,7 +313,7 @@ def run(
 ) -> Result:
     """AssertionError when a follower does not come back after a kill, or a call is not reached.
 
-    `count`: calls to try, 0 = all; `part` (k, n): every n-th of them, from the k-th on.
+    `count`: calls to try (`chosen`), 0 = all; `part` (k, n): every n-th of them, from the k-th on.
     """
     cluster = LocalCluster(directory, 3, flags=SMALL_SNAPSHOTS, proxied=second)
     with cluster, Network(cluster) if second else contextlib.nullcontext() as network:
@@ -281,16 +324,16 @@ def run(
         say(f"{len(whole)} calls of a whole install")
         kinds, longest = Counter(whole), len(whole)
         killed: Counter[Call] = Counter()
-        tried = spread(range(1, longest + 1), count)[part[0] - 1 :: part[1]]
+        tried = (chosen(whole, count) if count else [Target(n + 1) for n in range(longest)])[part[0] - 1 :: part[1]]
         for target in tried:
             call = attempts.kill_at(target)
-            assert call is not None, f"call {target} of {longest} was not reached: installs had fewer"
+            assert call is not None, f"{target} of {longest} was not reached: installs had fewer"
             killed[call] += 1
             say(f"{target}: {call}")
         if not count and part[0] == part[1]:  # an install may have had more calls than the one that was counted
-            while (call := attempts.kill_at(longest + 1, 1)) is not None:
+            while (call := attempts.kill_at(Target(longest + 1), 1)) is not None:
                 longest += 1
-                tried.append(longest)
+                tried.append(Target(longest))
                 killed[call] += 1
                 say(f"{longest}: {call}")
         if not count and part == (1, 1):
@@ -306,8 +349,9 @@ class _Attempts:
         self._follower = cluster.followers()[0]
         self._follower.stop()
         self._number = 0
+        self._held = Held(HELD_MS, BUILD_HELD_S)
 
-    def kill_at(self, target: int, tries: int = TRIES) -> Call | None:
+    def kill_at(self, target: Target, tries: int = TRIES) -> Call | None:
         """Where it was killed; None: again and again installs had fewer calls."""
         for _ in range(tries):
             trace = self._one(target)
@@ -317,27 +361,28 @@ class _Attempts:
 
     def whole(self) -> list[Call]:
         for _ in range(TRIES):
-            trace = self._one(0)
+            trace = self._one(NOWHERE)
             if self._network is None or trace.overtaken:
                 return trace.calls
         raise AssertionError("the first snapshot was built each time before the second one came")
 
-    def _one(self, target: int) -> Trace:
-        """In the end the follower is equal to the others, and stopped."""
+    def _one(self, target: Target) -> Trace:
+        """In the end the follower is equal to the others, and stopped. What was too fast is held longer next time."""
         self._number += 1
         fall_behind(self._cluster, f"p{self._number}-")
-        trace = Trace(self._strace, self._follower, self._fifo, target=target, second=self._network is not None)
+        second = self._network is not None
+        trace = Trace(self._strace, self._follower, self._fifo, target=target, held=self._held, second=second)
         try:
             if self._network is None:
                 trace.launch()
             else:
                 self._overtake(self._network, trace)
             wait_for(
-                f"the kill at call {target}, or the end of the install",
+                f"the kill at {target}, or the end of the install",
                 lambda: trace.over.is_set() or not self._follower.alive,
                 INSTALL_S,
             )
-            if trace.over.is_set() and not target:
+            if trace.over.is_set() and not target.number:
                 self._cluster.wait_equal(INSTALL_S)
         finally:
             trace.end()
@@ -346,6 +391,10 @@ class _Attempts:
         wait_until_member(self._cluster, self._follower)
         self._cluster.wait_equal(INSTALL_S)
         self._follower.kill()
+        if trace.made:
+            self._held = self._held._replace(each_ms=2 * self._held.each_ms)
+        if second and not trace.overtaken:
+            self._held = self._held._replace(build_s=2 * self._held.build_s)
         return trace
 
     def _overtake(self, network: Network, trace: Trace) -> None:

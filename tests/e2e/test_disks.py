@@ -1,4 +1,4 @@
-"""Disks that are full, slow or failing under a cluster, and snapshots on their way to a follower."""
+"""Disks that are full, slow or failing under a cluster, and a snapshot on its way to a follower."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 import redis
 
 from raftdb.net.wire import CHUNK_BYTES_MAX
-from tests.e2e import install_kills
 from tests.e2e.install_kills import SMALL_SNAPSHOTS, load, needs_snapshot
 from tests.e2e.network import Network
 from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
@@ -241,7 +240,7 @@ def test_a_failed_flush_ends_the_process(tmp_path, require):
             assert client.get("before") == b"1"
 
 
-# --- snapshots on their way ---
+# --- a snapshot on its way ---
 
 
 def test_a_snapshot_cut_at_every_chunk_arrives(tmp_path):
@@ -279,21 +278,3 @@ def test_a_snapshot_cut_at_every_chunk_arrives(tmp_path):
         passed = link.passed_bytes - before
         assert passed < 2 * size_bytes, f"{passed} bytes were sent for a snapshot of {size_bytes}"
         cluster.wait_equal()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_kill_at_any_call_of_an_install_leaves_a_node_that_starts(tmp_path, require):
-    """A sample of the calls; `make install-kills` takes all of them."""
-    result = install_kills.run(tmp_path / "cluster", require("strace"), 6)
-    assert result.calls > 30, result
-    assert result.killed.total() == result.tried == 6, result
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_kill_while_a_second_install_overtakes_the_first_one(tmp_path, require):
-    """A snapshot comes while the one before is being built; a sample of the calls from then on."""
-    result = install_kills.run(tmp_path / "cluster", require("strace"), 2, second=True)
-    assert result.calls > 50, result
-    assert result.killed.total() == result.tried == 2, result

@@ -1,4 +1,7 @@
-"""`raftdb recover --force-members` and kill -9: what is half recovered never serves, and the command goes on."""
+"""`raftdb recover --force-members` and kill -9: what is half recovered never serves, and the command goes on.
+
+`make recover-kills` kills at each call; the suite at those that decide, and at some that change with the commit.
+"""
 
 from __future__ import annotations
 
