@@ -102,7 +102,7 @@ campaign-fuzz: $(VENV)/.installed-dev ## parsers and readers under mutated bytes
 
 # --- real input, figures ----------------------------------------------------------------------------------------------
 
-.PHONY: real-input kill-load failover catch-up install-kills round-trip mixed-in-process restart-time memory bench-single bench bench-commands profile
+.PHONY: real-input kill-load failover catch-up install-kills recover-kills round-trip mixed-in-process restart-time memory bench-single bench bench-commands profile
 real-input: $(VENV)/.installed-dev ## a million commands from the word list through redis-cli --pipe, all read back
 	$(PY) -m tests.e2e.real_input $(ARGS)
 
@@ -117,6 +117,9 @@ catch-up: $(VENV)/.installed-dev ## a follower away for a million writes, client
 
 install-kills: $(VENV)/.installed-dev ## kill -9 at each mutating call of the install of a snapshot; needs strace
 	$(PY) -m tests.e2e install-kills $(ARGS)
+
+recover-kills: $(VENV)/.installed-dev ## kill -9 at each mutating call of `raftdb recover`; needs strace
+	TESTS_SAMPLE=all $(PY) -m pytest -q -n 0 --timeout 600 tests/e2e/test_recover.py $(ARGS)
 
 round-trip: $(VENV)/.installed-dev ## a million keys of all types into checkpoints of both codecs and back
 	$(PY) -m tests.round_trip $(ARGS)

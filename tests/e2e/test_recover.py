@@ -16,8 +16,12 @@ import pytest
 
 from tests.e2e.install_kills import MUTATING
 from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
+from tests.rotation import sample
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+COMMIT = ("fdatasync", "pwrite64")
+MORE = 2  # calls besides those that decide
 
 
 def recover(directory: Path, *wrapper: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +41,14 @@ def calls(strace: str, directory: Path, trace: Path) -> list[tuple[str, int, str
             if str(directory) in line and "= -1" not in line:
                 found.append((match[1], seen[match[1]], line))
     return found
+
+
+def chosen(points: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
+    """Renames, LMDB's commits (the meta page, which it writes after a flush) and the last call; some of the others."""
+    before = ["", *(name for name, _, _ in points)]
+    deciding = [p for p, b in zip(points, before, strict=False) if p[0] == "rename" or (b, p[0]) == COMMIT]
+    deciding += [p for p in points[-1:] if p not in deciding]
+    return deciding + sample([p for p in points if p not in deciding], MORE)
 
 
 def start(node: NodeProcess) -> str:
@@ -88,7 +100,8 @@ def test_a_recovery_killed_at_any_call_is_refused_by_serve_and_finished_by_anoth
         points = calls(strace, survivor.directory, tmp_path / "calls")
         begun = next(n for n, (_, _, line) in enumerate(points) if "identity.new" in line)
         seen: Counter[str] = Counter()
-        for name, number, line in points[begun:]:
+        assert len(points[begun:]) >= 10, points
+        for name, number, line in chosen(points[begun:]):
             put_back()
             inject = f"inject={name}:signal=SIGKILL:when={number}"
             cut = recover(
@@ -102,6 +115,6 @@ def test_a_recovery_killed_at_any_call_is_refused_by_serve_and_finished_by_anoth
                 assert done.returncode == 0, f"{line}: {done.stderr}"
                 assert "lose" in done.stdout
                 assert start(survivor) == "alone", line
-        assert seen["refused"] >= 6, seen  # killed at a call of step 2, 3 or 4
-        assert seen["member"] >= 2, seen  # of step 1
+        assert seen["refused"] >= 3, seen  # killed at a call of step 2, 3 or 4
+        assert seen["member"] >= 1, seen  # of step 1
         assert seen["alone"] >= 1, seen  # after the last one
