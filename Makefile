@@ -19,8 +19,9 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --only-b
 # What `make serve` starts: ARGS="--io-threads 2" adds flags. What `make test` runs: TESTS=tests/net ARGS="-k inline".
 ARGS ?=
 TESTS ?= tests
-# Processes for the test suite. pytest-xdist keeps tests of one file in one process, which files with servers rely on.
-JOBS ?= 2
+# Processes for the test suite: more than processors, since half of the tests wait for elections. pytest-xdist keeps tests
+# of one file in one process, which files with servers rely on.
+JOBS ?= 4
 
 .PHONY: help
 help: ## list the targets
@@ -63,7 +64,7 @@ cluster: $(VENV)/.installed ## three nodes on 127.0.0.1:6379, :6389 and :6399 un
 
 .PHONY: test lint types fmt check
 test: $(VENV)/.installed-dev ## the test suite; needs nothing but Python
-	$(PY) -m pytest -n $(JOBS) --dist loadfile $(TESTS) $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and formatting
 	$(VENV)/bin/ruff check .

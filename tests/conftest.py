@@ -26,6 +26,20 @@ settings.register_profile("campaign", parent=settings.get_profile("suite"), max_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes, which mostly wait, in turns with those that compute: nobody is left with one kind.
+
+    (`make test` lets pytest-xdist hand out the files in this order.)
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = [tests for tests in files.values() if tests[0].get_closest_marker("e2e")]
+    computing = [tests for tests in files.values() if not tests[0].get_closest_marker("e2e")]
+    places = [(n / len(kind), tests) for kind in (waiting, computing) for n, tests in enumerate(kind)]
+    items[:] = [item for _, tests in sorted(places, key=lambda place: place[0]) for item in tests]
+
+
 def require_program(name: str) -> str:
     """The path of a program; skips the test when it is absent, fails it when TESTS_REQUIRE promised it."""
     path = shutil.which(name)
