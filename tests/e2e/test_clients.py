@@ -206,6 +206,10 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
 
+    def forget(self) -> None:
+        """What has shown up until now does not count any more."""
+        self._raw, self.screen = b"", ""
+
     def wait_for(self, pattern: str, timeout_s: float = 10.0) -> str:
         """Reads until the pattern shows; escape sequences are left out of the screen."""
         end = time.monotonic() + timeout_s
