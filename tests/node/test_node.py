@@ -192,10 +192,10 @@ def test_a_client_that_wants_no_replies_gets_none(start_node: StartNode) -> None
 def test_a_password_is_asked_for(start_node: StartNode) -> None:
     node = start_node(requirepass="sesame")
     with pytest.raises(redis.AuthenticationError):
-        client(node).get("a")
+        client(node, retry=None).get("a")
     assert client(node, password="sesame").set("a", 1)
     with pytest.raises(redis.AuthenticationError):
-        client(node, password="wrong").get("a")
+        client(node, password="wrong", retry=None).get("a")
 
 
 def test_keys_fall_due_without_anybody_writing(start_node: StartNode) -> None:
