@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from raftdb import raft
-from tests.e2e.processes import free_port, wait_for
+from tests.e2e.processes import wait_for
+from tests.ports import free_port
 
 
 class Door:
@@ -23,7 +24,7 @@ class Door:
         self.node: raft.RaftNode | None = None
 
     def open(self, handlers=None, cls=raft.RaftNode, ready=True) -> raft.RaftNode:
-        port = free_port(["127.0.0.1"])
+        port = free_port()
         node = self.node = cls("n1", f"127.0.0.1:{port}", config={"data_dir": str(self.directory / "n1")})
         for name, row in (handlers or {}).items():
             node.worker.handler[name] = row
@@ -473,7 +474,7 @@ def test_checkpoint_and_load(door, tmp_path):
     with pytest.raises(raft.RaftException, match="plain file name"):
         node.checkpoint("../mine.dat")
     door.close()
-    other = raft.RaftNode("n2", f"127.0.0.1:{free_port(['127.0.0.1'])}", config={"data_dir": str(tmp_path / "n2")})
+    other = raft.RaftNode("n2", f"127.0.0.1:{free_port()}", config={"data_dir": str(tmp_path / "n2")})
     assert not other.load(str(tmp_path / "missing.dat"))
     assert other.load(str(tmp_path / "n1" / "checkpoints" / "mine.dat"))
     door.node = other
@@ -509,12 +510,12 @@ class Group:
 
     def join(self, nid: str) -> raft.RaftNode:
         others = {other.nid: other.addr for other in self.nodes.values()}
-        return self.make(nid, f"127.0.0.1:{free_port(['127.0.0.1'])}", others)
+        return self.make(nid, f"127.0.0.1:{free_port()}", others)
 
     def found(self, count: int) -> None:
         ports = set()
         while len(ports) < count:
-            port = free_port(["127.0.0.1"])
+            port = free_port()
             if not {port - 1, port, port + 1} & ports:
                 ports.add(port)
         ensemble = {str(number): f"127.0.0.1:{port}" for number, port in enumerate(sorted(ports))}

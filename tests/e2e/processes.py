@@ -15,7 +15,6 @@ import itertools
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,8 @@ from typing import Any, TypeVar
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from tests.ports import free_port
 
 READY_S = 20.0
 POLL_S = 0.02
@@ -52,27 +53,6 @@ def wait_for(what: str, probe: Callable[[], T | None], seconds: float = READY_S)
         slept_s = time.monotonic() - before
         if slept_s > STALL_S:
             deadline += slept_s
-
-
-def free_port(hosts: Sequence[str]) -> int:
-    """A port that is free, with its successor (the peers' port), on all `hosts`."""
-    for _ in range(200):
-        with socket.socket() as probe:
-            probe.bind((hosts[0], 0))
-            port = int(probe.getsockname()[1])
-        if port < 65_000 and all(is_free(host, p) for host in hosts for p in (port, port + 1)):
-            return port
-    raise AssertionError("no pair of free ports found")
-
-
-def is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 class NodeProcess:

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+from tests.ports import free_port
+
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 
@@ -27,17 +29,6 @@ class StartFailed(Exception):
 
 PORT_TRIES = 5
 PORT_TAKEN = "Address already in use"
-
-
-def free_port() -> int:
-    """A port that is free together with the next one (the peers')."""
-    while True:
-        with socket.socket() as one, socket.socket() as next_one:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            with contextlib.suppress(OSError):
-                next_one.bind(("127.0.0.1", port + 1))
-                return port
 
 
 def ping(port: int, timeout_s: float = 2.0) -> bytes:

@@ -8,8 +8,9 @@ import pytest
 
 from raftdb.config import own_host
 from tests.e2e.nemesis import wait_until_member
-from tests.e2e.processes import LocalCluster, NodeProcess, free_port, wait_for
+from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
 from tests.e2e.test_membership import cluster_ids, read, voters, write
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

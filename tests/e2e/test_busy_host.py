@@ -15,7 +15,8 @@ import pytest
 from raftdb.config import Config
 from raftdb.node.node import Node
 from tests.e2e.processes import wait_for
-from tests.e2e.server import Raftdb, free_port
+from tests.e2e.server import Raftdb
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -14,7 +14,7 @@ from raftdb.config import Config
 from raftdb.node.node import Node
 from raftdb.types import Role
 from tests.e2e.processes import wait_for
-from tests.e2e.server import free_port
+from tests.ports import free_port
 from tests.sources import ROOT
 
 pytestmark = pytest.mark.e2e

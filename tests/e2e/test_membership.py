@@ -15,7 +15,8 @@ import redis
 from tests.e2e.churn import change, wait_settled
 from tests.e2e.nemesis import wait_until_member
 from tests.e2e.network import Network
-from tests.e2e.processes import LocalCluster, NodeProcess, free_port, wait_for
+from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.e2e.processes import LocalCluster, NodeProcess, free_port, is_free, wait_for
+from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
 from tests.e2e.test_clients import Terminal
+from tests.ports import free_port, is_free
 
 pytestmark = pytest.mark.e2e
 
@@ -184,7 +185,7 @@ def _read(port: int, key: str) -> bytes | None:
 
 def _ports_ten_apart() -> list[int]:
     for _ in range(100):
-        first = free_port(["127.0.0.1"])
+        first = free_port()
         if all(is_free("127.0.0.1", first + more) for more in (0, 1, 10, 11, 20, 21)):
             return [first, first + 10, first + 20]
     raise AssertionError("no free ports found")

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.e2e.server import Raftdb, free_port
+from tests.e2e.server import Raftdb
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

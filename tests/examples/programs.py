@@ -12,7 +12,8 @@ from pathlib import Path
 
 import redis
 
-from tests.e2e.processes import free_port, wait_for
+from tests.e2e.processes import wait_for
+from tests.ports import free_port
 from tests.sources import ROOT
 
 END_S = 20.0
@@ -22,7 +23,7 @@ def free_ports(count: int) -> list[int]:
     """Ports whose successors are free too."""
     ports: list[int] = []
     while len(ports) < count:
-        port = free_port(["127.0.0.1"])
+        port = free_port()
         if all(abs(port - other) > 1 for other in ports):
             ports.append(port)
     return ports

@@ -100,8 +100,10 @@ class Steered:
 class Client:
     """A blocking client; replies as Python values."""
 
-    def __init__(self, port: int, *, receive_bytes: int = 0) -> None:
+    def __init__(self, port: int, *, receive_bytes: int = 0, source: str = "") -> None:
         self.sock = socket.socket()
+        if source:
+            self.sock.bind((source, 0))
         if receive_bytes:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.sock.settimeout(PATIENCE_S)

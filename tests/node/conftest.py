@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,10 @@ import pytest
 
 from raftdb.config import MIB, Config
 from raftdb.node.node import Node
+from tests.ports import free_port
 
 StartNode = Callable[..., Node]
 READY_S = 20.0
-
-
-def free_port() -> int:
-    """A port that is free, and its successor, too."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            port = one.getsockname()[1]
-            try:
-                socket.create_server(("127.0.0.1", port + 1)).close()
-            except OSError:
-                continue
-            return port
 
 
 @pytest.fixture
@@ -36,7 +24,7 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
     def start(
         node_id: str = "n1", *, commands: Any = (), ready: bool = True, alone: bool = False, **settings: Any
     ) -> Node:
-        settings.setdefault("address", "127.0.0.1:0")
+        settings.setdefault("address", f"127.0.0.1:{free_port()}")
         settings.setdefault("data_dir", str(tmp_path / node_id))
         settings.setdefault("min_free_bytes", 0)
         settings.setdefault("map_size_bytes", 256 * MIB)

@@ -14,7 +14,8 @@ import redis
 
 from raftdb.node.node import Node
 from raftdb.types import Role
-from tests.node.conftest import StartNode, free_port
+from tests.node.conftest import StartNode
+from tests.ports import free_port
 
 WAIT_S = 30.0
 

@@ -15,9 +15,9 @@ from raftdb.net import transport
 from raftdb.net.transport import Answer, Endpoint
 from raftdb.node.node import Node
 from raftdb.types import Role
-from tests.e2e.processes import free_port as free_on
-from tests.node.conftest import StartNode, free_port
+from tests.node.conftest import StartNode
 from tests.node.test_cluster import client, eventually, grow, leader_of
+from tests.ports import free_port
 
 _networks = itertools.count(random.SystemRandom().randrange(1 << 14))
 
@@ -46,7 +46,7 @@ def hosts(count: int) -> tuple[list[str], int]:
     """Loopback addresses with one port that is free on all of them."""
     number = next(_networks)
     found = [f"127.{190 + number % 60}.{number // 60 % 256}.{n}" for n in range(1, count + 1)]
-    return found, free_on(found)
+    return found, free_port(found)
 
 
 @pytest.fixture

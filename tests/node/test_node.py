@@ -16,7 +16,8 @@ from raftdb.commands.strings import String
 from raftdb.commands.table import WRITE, command
 from raftdb.errors import CommandError, Uncertain, UsageError
 from tests.e2e.processes import wait_for
-from tests.node.conftest import StartNode, free_port
+from tests.node.conftest import StartNode
+from tests.ports import free_port
 
 
 def client(node: Any, **options: Any) -> redis.Redis:
