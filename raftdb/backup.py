@@ -31,7 +31,8 @@ from raftdb.errors import CommandError, Damaged, RaftdbError, UsageError
 from raftdb.node import starting
 from raftdb.storage import datadir, snapshot
 from raftdb.storage.datadir import Identity
-from raftdb.storage.engine import drop_page_cache, guarded, sync_directory
+from raftdb.storage.engine import guarded
+from raftdb.storage.files import drop_page_cache, sync_directory
 from raftdb.types import SnapshotMeta
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:6379"

@@ -31,7 +31,7 @@ from raftdb.errors import Damaged, UsageError
 from raftdb.storage import datadir
 from raftdb.storage.checksum import chain_of
 from raftdb.storage.datadir import DataDir, Identity
-from raftdb.storage.engine import sync_directory, write_file
+from raftdb.storage.files import sync_directory, write_file
 from raftdb.storage.log import Log
 from raftdb.types import Entry, HardState, Kind, Member, Membership, Persist
 

@@ -43,9 +43,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from raftdb.errors import Damaged, EntryDamaged, RaftdbError, StorageError, UsageError
-from raftdb.storage import engine, kvstate, snapshot
+from raftdb.storage import engine, files, kvstate, snapshot
 from raftdb.storage.checksum import crc32c
-from raftdb.storage.engine import guarded, map_bytes, sync_directory, write_file
+from raftdb.storage.engine import guarded
+from raftdb.storage.files import map_bytes, sync_directory, write_file
 from raftdb.storage.kv import KvStore
 from raftdb.storage.log import Log
 from raftdb.storage.snapshot import Progress
@@ -539,7 +540,7 @@ class DataDir:
     def free_bytes(self) -> int:
         """Room that is left on the fuller of the file systems of log and kv. Raises StorageError."""
         with guarded(self.path):
-            return min(engine.free_bytes(log_path(self.path)), engine.free_bytes(self.kv.path))
+            return min(files.free_bytes(log_path(self.path)), files.free_bytes(self.kv.path))
 
     def release_reserve(self) -> bool:
         """Give the reserve back to the file system; True if there was one."""
@@ -609,7 +610,7 @@ def check_place(path: Path, map_size_bytes: int | None) -> None:
     Raises UsageError: the address space has no room for three such maps, or the place is on a network file system.
     """
     place = _existing(path)
-    engine.refuse_network_file_system(place)
+    files.refuse_network_file_system(place)
     with guarded(place):
         size = map_size_bytes or map_bytes(place)
     reserved = []
@@ -677,7 +678,7 @@ def _build(
 ) -> None:
     building.mkdir(mode=0o700)
     snapshot_path(building).mkdir(mode=0o700)
-    engine.refuse_network_file_system(building)
+    files.refuse_network_file_system(building)
     base = None
     if source is not None:
         base, digest = _adopt_snapshot(building, source, identity, membership, map_size_bytes, progress)

@@ -17,7 +17,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from raftdb.storage.engine import guarded, write_file
+from raftdb.storage.engine import guarded
+from raftdb.storage.files import write_file
 
 CLEAN: Final = "clean"
 DAMAGED: Final = "damaged"

@@ -45,7 +45,8 @@ from raftdb.errors import Bug, Damaged, EntryDamaged, UsageError
 from raftdb.storage import codec, records
 from raftdb.storage.checksum import chain_of
 from raftdb.storage.codec import LOG_META, Malformed
-from raftdb.storage.engine import Environment, drop_page_cache, structure_findings, translate
+from raftdb.storage.engine import Environment, structure_findings, translate
+from raftdb.storage.files import drop_page_cache
 from raftdb.types import Entry, HardState, Membership, Persist, SnapshotMeta
 
 FORMAT: Final = 1

@@ -19,7 +19,8 @@ from typing import Any
 from raftdb.errors import Damaged, UsageError
 from raftdb.storage import codec, datadir
 from raftdb.storage.codec import LOG_META
-from raftdb.storage.engine import Environment, guarded, structure_findings, write_file
+from raftdb.storage.engine import Environment, guarded, structure_findings
+from raftdb.storage.files import write_file
 from raftdb.storage.log import DATABASES, FORMAT, META_NAMES, read_meta, read_meta_document
 from raftdb.types import HardState
 

@@ -49,7 +49,8 @@ from raftdb.errors import Damaged, DiskFull, RaftdbError, StorageError, UsageErr
 from raftdb.storage import codec, keys, pickled
 from raftdb.storage.checksum import crc32c, crc32c_extend
 from raftdb.storage.codec import FIELDS, HEADS, ITEMS, Head, Malformed
-from raftdb.storage.engine import drop_page_cache, guarded, sync_directory
+from raftdb.storage.engine import guarded
+from raftdb.storage.files import drop_page_cache, sync_directory
 from raftdb.storage.keys import DATABASES, STRING
 from raftdb.storage.kv import KvStore, View, collection_spaces
 from raftdb.types import Membership, SnapshotMeta

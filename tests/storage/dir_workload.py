@@ -17,7 +17,8 @@ from pathlib import Path
 from raftdb.errors import DiskFull, StorageError
 from raftdb.storage import datadir, snapshot
 from raftdb.storage.datadir import DataDir
-from raftdb.storage.engine import guarded, sync_directory
+from raftdb.storage.engine import guarded
+from raftdb.storage.files import sync_directory
 from raftdb.types import HardState, NodeRef
 
 from .build import MAP_BYTES, MEMBERS, THREE, apply, entries, persist

@@ -15,7 +15,7 @@ import lmdb
 import pytest
 
 from raftdb.errors import Bug, Damaged, DiskFull, StorageError, UsageError
-from raftdb.storage import engine, kvstate
+from raftdb.storage import engine, files, kvstate
 from raftdb.storage.engine import Environment
 from raftdb.storage.kv import KvStore
 
@@ -102,9 +102,9 @@ def test_a_forked_child_is_refused(environment, tmp_path):
 
 
 def test_network_file_systems_are_refused(tmp_path, monkeypatch):
-    assert engine.file_system_type(tmp_path) not in engine.NETWORK_FILE_SYSTEMS
-    assert engine.file_system_type(Path("/proc")) == "proc"
-    monkeypatch.setattr(engine, "file_system_type", lambda path: "nfs4")
+    assert files.file_system_type(tmp_path) not in files.NETWORK_FILE_SYSTEMS
+    assert files.file_system_type(Path("/proc")) == "proc"
+    monkeypatch.setattr(files, "file_system_type", lambda path: "nfs4")
     with pytest.raises(UsageError, match="nfs4"):
         Environment(tmp_path / "env", SPACES, sync=True)
     assert not (tmp_path / "env").exists()
@@ -112,7 +112,7 @@ def test_network_file_systems_are_refused(tmp_path, monkeypatch):
 
 def test_the_map_has_room_for_the_file_system(tmp_path):
     status = os.statvfs(tmp_path)
-    assert engine.map_bytes(tmp_path) >= max(64 << 30, status.f_blocks * status.f_frsize - 65536)
+    assert files.map_bytes(tmp_path) >= max(64 << 30, status.f_blocks * status.f_frsize - 65536)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_a_stale_meta_page_is_told_from_the_right_one(tmp_path):
 
 
 def test_small_files_are_replaced_durably(tmp_path):
-    engine.write_file(tmp_path / "file", b"one")
-    engine.write_file(tmp_path / "file", b"two")
+    files.write_file(tmp_path / "file", b"one")
+    files.write_file(tmp_path / "file", b"two")
     assert (tmp_path / "file").read_bytes() == b"two"
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
