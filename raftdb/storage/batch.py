@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from heapq import merge
 from itertools import islice
-from operator import add
+from operator import add, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
@@ -86,6 +86,7 @@ _NEXT_COLLECTION: Final = "collection"
 _NEXT_KEYSPACE: Final = "keyspace"
 _FOLDED: Final = (HEADS, FIELDS, ITEMS, SCORES)
 _MISSING: Final[Any] = object()
+_value: Final = itemgetter(1)
 
 
 def _no_breath() -> None:
@@ -646,6 +647,8 @@ class Batch(Txn):
             return 0
         self._flush()
         removed = 0
+        for space in (HEADS, EXPIRY, FIELDS, ITEMS, SCORES, GARBAGE):
+            self._environment.expect(self._txn, self._dbs[space], records_max, 0)
         try:
             while removed < records_max:
                 cursor = self._txn.cursor(self._dbs[GARBAGE])
@@ -815,6 +818,8 @@ class Batch(Txn):
         puts = sorted(values.items())  # keys differ, so values are never compared
         if None in values.values():
             puts = [row for row in puts if row[1] is not None]
+        row_bytes = sum(map(len, map(_value, puts)))  # (keys are 511 bytes at most)
+        self._environment.expect(self._txn, database, len(values), row_bytes)
         try:
             if len(puts) <= BREATH_RECORDS:
                 self._txn.cursor(database).putmulti(puts)

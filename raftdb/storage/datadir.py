@@ -436,6 +436,7 @@ class DataDir:
             map_size_bytes=self._map_size_bytes,
             readers_max=self._readers_max,
             sync_each_batch=self._kv_sync_always,
+            through_map=True,
         )
 
     def _facts(self, store: KvStore) -> KvFacts:

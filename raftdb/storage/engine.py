@@ -22,6 +22,9 @@ Short files: a data file that was cut ends the process by SIGBUS when LMDB reads
 pages unwritten that a transaction took and gave back, so a file may rightly be a little short: who opens it for
 writing extends it with zeros, which LMDB refuses as pages; a read-only opener walks the file with lmdb.verify first.
 
+The data is written through its map where that is safe: what that takes stands in mapped.py, and whoever changes such an
+environment calls expect() first.
+
 Read transactions are kept by py-lmdb for reuse (max_spare_txns), so opening one is a reset and a renew.
 """
 
@@ -43,6 +46,7 @@ from lmdb import verify as lmdb_verify
 from raftdb.errors import Bug, Damaged, DiskFull, RaftdbError, StorageError, UsageError
 from raftdb.storage.checksum import RESIDUE, crc32c
 from raftdb.storage.files import free_bytes, map_bytes, refuse_network_file_system, sync_directory
+from raftdb.storage.mapped import Room
 from raftdb.storage.prealloc import Ahead
 
 COMMIT_NAME: Final = b"commit"
@@ -184,9 +188,10 @@ class Environment:
         readers_max: int = READERS_MAX,
         read_only: bool = False,
         copied: bool = False,
+        through_map: bool = False,
     ) -> None:
         """Opens `path`, a directory, which is made when missing (not if `read_only`). `copied`: made by copy(), which
-        starts transaction numbers anew.
+        starts transaction numbers anew. `through_map`: write it through its map if that can be done (mapped.py).
 
         Raises UsageError (network file system, map does not fit), Damaged, DiskFull, StorageError.
         """
@@ -194,6 +199,7 @@ class Environment:
         self.read_only = read_only
         self.lmdb: Any = None
         self._ahead: Ahead | None = None
+        self._room: Room | None = None
         self._page_bytes = 0
         self._key = os.path.realpath(path)
         self._owner = threading.get_ident()
@@ -207,7 +213,9 @@ class Environment:
                 _allocate_lock_file(path / "lock.mdb", readers_max)
             if (path / "data.mdb").exists():
                 _mend_length(path / "data.mdb", read_only)
-            self.lmdb = self._open(sync, map_size_bytes or map_bytes(path), readers_max)
+            size = map_size_bytes or map_bytes(path)
+            if not through_map or not self._open_through_map(size, readers_max):
+                self.lmdb = self._open(sync, size, readers_max)
         _open_paths[self._key] = self
         try:
             with guarded(path):
@@ -223,7 +231,20 @@ class Environment:
             self.close()
             raise
 
-    def _open(self, sync: bool, map_size_bytes: int, readers_max: int) -> Any:
+    def _open_through_map(self, map_size_bytes: int, readers_max: int) -> bool:
+        """False: it cannot be done here, and nothing is open."""
+        try:
+            self.lmdb = self._open(False, map_size_bytes, readers_max, writemap=True)
+            last_page = self.lmdb.info()["last_pgno"]
+            self._room = Room(self.path / "data.mdb", self.lmdb.stat()["psize"], last_page)
+        except (lmdb.Error, OSError, DiskFull, UsageError):
+            if self.lmdb is not None:
+                self.lmdb.close()
+                self.lmdb = None
+            return False
+        return True
+
+    def _open(self, sync: bool, map_size_bytes: int, readers_max: int, writemap: bool = False) -> Any:
         # A reader registers in lock.mdb; where it may not write (another user's files) it reads without.
         lock = not self.read_only or os.access(self.path / "lock.mdb", os.W_OK)
         try:
@@ -235,7 +256,7 @@ class Environment:
                 max_spare_txns=SPARE_READERS,
                 sync=sync,
                 metasync=True,
-                writemap=False,
+                writemap=writemap,
                 readonly=self.read_only,
                 create=not self.read_only,
                 lock=lock,
@@ -268,8 +289,18 @@ class Environment:
         """A write transaction of the owner thread. End it with commit() below, or abort()."""
         if threading.get_ident() != self._owner:
             raise Bug(f"a thread that does not own {self.path} wants to write to it")
+        if self._room is not None:
+            self._room.begin(self.lmdb.info()["last_pgno"])
         with guarded(self.path):
             return self.lmdb.begin(write=True, buffers=False)
+
+    def expect(self, transaction: Any, database: Any, rows: int, row_bytes: int) -> None:
+        """Before each change that `transaction` makes: so many rows of so many bytes together are put or deleted.
+
+        Raises DiskFull: do none of it, and abort the transaction.
+        """
+        if self._room is not None:
+            self._room.expect(database, transaction.stat(database), rows, row_bytes)
 
     def commit(self, transaction: Any) -> None:
         """Raises DiskFull (nothing changed) or StorageError (the process must end)."""
@@ -314,12 +345,13 @@ class Environment:
         info, stat = self.lmdb.info(), self.lmdb.stat()
         with self.lmdb.begin() as transaction:
             counts = [stat, *(transaction.stat(database) for database in self.databases)]
+        ahead = 0 if self._room is None else self._room.unused_bytes
         used = 2 + sum(one["branch_pages"] + one["leaf_pages"] + one["overflow_pages"] for one in counts)
         return {
             "map_size_bytes": info["map_size"],
             "used_bytes": (info["last_pgno"] + 1) * stat["psize"],
             # Free for reuse, but for the few pages that hold LMDB's own list of them.
-            "reusable_bytes": max(0, info["last_pgno"] + 1 - used) * stat["psize"],
+            "reusable_bytes": max(0, info["last_pgno"] + 1 - used) * stat["psize"] + ahead,
             "last_transaction": info["last_txnid"],
             "readers": info["num_readers"],
         }
@@ -335,5 +367,10 @@ class Environment:
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
-        if self.lmdb is not None:
-            self.lmdb.close()
+        if self.lmdb is None:
+            return
+        room, self._room = self._room, None
+        last_page = self.lmdb.info()["last_pgno"] if room is not None else 0
+        self.lmdb.close()
+        if room is not None:
+            room.close(last_page)

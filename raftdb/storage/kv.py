@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Lock
 
 from raftdb.errors import Bug, Damaged, StorageError
-from raftdb.storage import keys, kvstate
+from raftdb.storage import keys, kvstate, mapped
 from raftdb.storage.batch import Batch
 from raftdb.storage.checksum import crc32c
 from raftdb.storage.codec import EXPIRY, FIELDS, GARBAGE, HEADS, ITEMS, META, SCORES, Head, encode_head
@@ -91,11 +91,12 @@ class KvStore:
         sync_each_batch: bool = False,
         read_only: bool = False,
         copied: bool = False,
+        through_map: bool = False,
     ) -> KvStore:
         """Open, or make, the environment at `path`. Whether it may be believed (kvstate) is the caller's question.
 
         `state_path` None: this store is private, nobody asks kv.state about it. read_only: nothing is written at all.
-        copied: made by copy().
+        copied: made by copy(). through_map: write it through its map where that is safe (mapped.py).
         Raises Damaged, UsageError, DiskFull, StorageError.
         """
         environment = Environment(
@@ -106,6 +107,7 @@ class KvStore:
             readers_max=readers_max,
             read_only=read_only,
             copied=copied,
+            through_map=through_map and not sync_each_batch and mapped.suits(path / "data.mdb"),
         )
         try:
             return cls(environment, None if read_only else state_path, sync_each_batch)
