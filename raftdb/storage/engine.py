@@ -274,6 +274,11 @@ class Environment:
             if value is None or crc32c(value) != RESIDUE or int.from_bytes(value[:8], "little") != transaction.id():
                 raise Damaged(str(self.path), "the newest meta page is not the one of the newest commit")
 
+    @property
+    def through_map(self) -> bool:
+        """Is it written through its map?"""
+        return self._room is not None
+
     def claim(self) -> None:
         """This thread writes from now on."""
         self._owner = threading.get_ident()

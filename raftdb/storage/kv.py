@@ -69,6 +69,7 @@ class KvStore:
 
     def __init__(self, environment: Environment, state_path: Path | None, sync_each_batch: bool) -> None:
         self.path = environment.path
+        self.through_map = environment.through_map
         self._environment = environment
         self._state_path = state_path
         self._sync_each_batch = sync_each_batch
