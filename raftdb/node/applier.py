@@ -2,13 +2,14 @@
 
     executed   entries up to here are in the open transaction of the data; what they answered may have been sent
     applied    entries up to here are committed to the data (`Driver.applied`): views see them; applied <= executed
+    known      the highest `executed` there ever was: somebody may know what these entries answered
 
 A write may be answered before the data's transaction is committed: the log is what makes it durable, and who restarts
 executes it again. What must not happen is that somebody who knows of the answer looks at the data without it. So the
 transaction may stay open for a while (`deferring`), and is committed, `show()`, before anybody looks:
 
     reads of clients         wait for `applied`, as they always did (reads.py), and have it moved if it is behind
-    answers from a view      of a lone leader and of a lease: the view must have all that is executed
+    answers from a view      of a lone leader and of a lease: the view must have all that is known
     local commands           INFO, SAVE, GETDUMP and so on: shown before they run
     other entries            memberships, no-ops, time: shown at once
     programs that embed      their threads open views of their own: no deferring there, nor beside I/O threads
@@ -19,8 +20,9 @@ copies every page that it touches, and may have to write it out. Entries that fo
 branch pages above all; the answers leave earlier; and a follower, of which nobody reads, does for many entries at once
 what it owes nobody at once.
 
-When the data has no room, the transaction is gone with all that was executed in it. Nothing is answered again: tickets
-that were answered are forgotten, and what is executed once more comes from the log.
+When the data has no room, the transaction is gone with all that was executed in it, and the entries are tried one by
+one. Nothing is answered again: tickets that were answered are forgotten, and what is executed once more comes from the
+log.
 """
 
 from __future__ import annotations
@@ -57,11 +59,12 @@ Answers = list[tuple["Batch", list[Any], int]]
 
 
 class Applier:
-    """Owns the data's write transaction. The driver's thread only, but for reading `executed`."""
+    """Owns the data's write transaction. The driver's thread only, but for reading `known`."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self.executed = driver.applied
+        self.known = driver.applied
         self.answered = 0  # clients that were answered together last
         self.deferring = False
         self.running = False  # a command is at work: its transaction cannot be committed now
@@ -71,6 +74,7 @@ class Applier:
         self._bytes = 0
         self._opened_s = 0.0
         self._no_room_until_s = 0.0
+        self._entries_max = APPLY_ENTRIES_MAX  # at once; fewer after they found no room together
 
     @property
     def open(self) -> bool:
@@ -97,8 +101,7 @@ class Applier:
         try:
             self._execute()
         except DiskFull as error:
-            self._no_room(error)
-            return False
+            return self._try_less(error)
         except EntryDamaged as error:
             self.abandon()
             self._driver.damaged(error)
@@ -117,7 +120,7 @@ class Applier:
         done: list[Entry] = []
         size_bytes, plain, large_bytes = 0, True, batch.large_bytes
         driver.begin_long_work()
-        while self.executed < driver.commit and len(done) < APPLY_ENTRIES_MAX and size_bytes < APPLY_BYTES_MAX:
+        while self.executed < driver.commit and len(done) < self._entries_max and size_bytes < APPLY_BYTES_MAX:
             entry = self._entry(self.executed + 1)
             mine = driver.pending.get(entry.index, entry.term)
             # Every kind goes through the machine: keys fall due by the stamp of any entry.
@@ -133,6 +136,7 @@ class Applier:
             done.append(entry)
             self._last, self.executed = entry, entry.index
         self._bytes += size_bytes
+        self.known = max(self.known, self.executed)
         if not plain or not self._may_wait():
             self._commit()
         self._answer(answers, done)
@@ -156,6 +160,7 @@ class Applier:
         driver = self._driver
         return (
             self.deferring
+            and self._entries_max == APPLY_ENTRIES_MAX
             and self._bytes < (DEFER_BYTES_MAX_MAPPED if driver.kv.through_map else DEFER_BYTES_MAX)
             and self.executed - driver.applied < DEFER_ENTRIES_MAX
             and not driver.reads.waits_for(self.executed)
@@ -184,7 +189,7 @@ class Applier:
         try:
             self._commit()
         except DiskFull as error:
-            self._no_room(error)
+            self._try_less(error)
 
     def _commit(self) -> None:
         """Raises DiskFull: nothing that was executed since the last commit has happened."""
@@ -197,6 +202,7 @@ class Applier:
         driver.doing = COMMITTING
         batch.commit(last.index, last.term, last.stamp, last.chain, self._members)
         driver.doing = WORKING
+        self._entries_max = min(2 * self._entries_max, APPLY_ENTRIES_MAX)
         self._batch = self._last = self._members = None
         first, driver.applied = driver.applied + 1, last.index
         for at in range(first, last.index + 1):
@@ -230,11 +236,22 @@ class Applier:
         """Other data has taken the place of the old, and the driver's `applied` is of it."""
         assert self._batch is None
         self.executed = self._driver.applied
+        self.known = max(self.known, self.executed)
+
+    def _try_less(self, error: DiskFull) -> bool:
+        """What entries need together is a worst case (storage/mapped.py), and one alone may fit. False: it does not."""
+        if self._entries_max == 1:
+            self._no_room(error)
+            return False
+        self.abandon()
+        self._entries_max = 1
+        return True
 
     def _no_room(self, error: DiskFull) -> None:
         """The data has no room. Committed entries stay in the log; it is tried again in a second."""
         self.abandon()
+        self._entries_max = 1
         if not self._no_room_until_s:
-            log.error("no room for the data, applying waits: %s", error)
+            log.error("no room for the data, applying waits (started again, a node gets by with less): %s", error)
             self._driver.core.step_down("no room on the disk")
         self._no_room_until_s = clock.monotonic() + DISK_RETRY_S

@@ -79,14 +79,14 @@ class Reads:
         if not self.at_once:
             return False
         driver = self._driver
-        if view_applied < driver.applier.executed:
+        if view_applied < driver.applier.known:
             return False  # something is answered that this view has not
         return len(driver.log.membership.members) == 1 or view_applied >= driver.core.read_floor
 
     def _leased(self, view_applied: int) -> bool:
         """Whether the lease covers an answer from this view: asked *after* it was opened (lease.py, holes 1, 6, 7)."""
         driver = self._driver
-        if view_applied < driver.applier.executed:
+        if view_applied < driver.applier.known:
             return False
         return driver.lease.holds_for(view_applied, driver.core.read_floor, int(clock.boottime() * 1000))
 

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
 
-from raftdb.errors import Bug, CommandError, Damaged
+from raftdb.errors import Bug, CommandError, Damaged, DiskFull
 from raftdb.storage import codec, keys
 from raftdb.storage.checksum import RESIDUE, crc32c, crc32c_extend
 from raftdb.storage.codec import (
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
 PAGE_RECORDS_FIRST: Final = 64  # a Batch reads ranges in pages that grow
 PAGE_RECORDS_MAX: Final = 1024
 OVERLAY_RECORDS_MAX: Final = 20_000  # in one space; more are flushed
+RECLAIM_RECORDS: Final = 16  # for which there must be room at once
 BREATH_RECORDS: Final = 512  # encoded, folded, written or reclaimed between two calls of `breathe`
 LARGE_BYTES: Final = 16 * 1024
 HELD_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -640,21 +641,21 @@ class Batch(Txn):
     def reclaim(self, records_max: int) -> int:
         """Delete up to that many records of dropped collections and databases, after an entry's last command.
 
-        Returns how many went; 0: nothing is left.
+        Returns how many went; 0: nothing is left, or there is no room to delete in.
         """
         self._end_entry()  # what the entry has changed is in the digest before any of it goes
         if not self._over[GARBAGE] and not self._txn.stat(self._dbs[GARBAGE])["entries"]:
             return 0
         self._flush()
         removed = 0
-        for space in (HEADS, EXPIRY, FIELDS, ITEMS, SCORES, GARBAGE):
-            self._environment.expect(self._txn, self._dbs[space], records_max, 0)
         try:
             while removed < records_max:
                 cursor = self._txn.cursor(self._dbs[GARBAGE])
                 if not cursor.first():
                     break
                 removed += self._reclaim_one(cursor.key(), cursor.value(), records_max - removed)
+        except DiskFull:
+            pass  # what is left is garbage still, and nobody waits for it
         except (lmdb.Error, Damaged) as error:
             raise self._kv.failed(error) from None
         return removed
@@ -670,13 +671,20 @@ class Batch(Txn):
             removed += self._delete_range(space, key[1:], records_max - removed)
             if removed >= records_max:
                 return removed
+        self._expect(GARBAGE, 1)
         self._txn.delete(key, db=self._dbs[GARBAGE])
         return removed + 1
+
+    def _expect(self, space: int, rows: int, row_bytes: int = 0) -> None:
+        """Before `rows` records are put or deleted. Raises DiskFull: do neither."""
+        self._environment.expect(self._txn, self._dbs[space], rows, row_bytes)
 
     def _delete_range(self, space: int, prefix: bytes, records_max: int) -> int:
         cursor = self._txn.cursor(self._dbs[space])
         found, removed = cursor.set_range(prefix), 0
         while found and removed < records_max and cursor.key().startswith(prefix):
+            if removed % RECLAIM_RECORDS == 0:
+                self._expect(space, RECLAIM_RECORDS)
             if space == HEADS:
                 self._drop_collection_of(cursor.key(), cursor.value())
             cursor.delete()
@@ -692,6 +700,7 @@ class Batch(Txn):
         self._ahead.pop(key, None)
         if head.collection:
             garbage = keys.garbage_collection(head.collection)
+            self._expect(GARBAGE, 1)
             self._txn.put(garbage, codec.seal(GARBAGE, garbage, bytes((head.type,))), db=self._dbs[GARBAGE])
 
     # --- flushing ----------------------------------------------------------------------------------------------------
@@ -819,7 +828,7 @@ class Batch(Txn):
         if None in values.values():
             puts = [row for row in puts if row[1] is not None]
         row_bytes = sum(map(len, map(_value, puts)))  # (keys are 511 bytes at most)
-        self._environment.expect(self._txn, database, len(values), row_bytes)
+        self._expect(space, len(values), row_bytes)
         try:
             if len(puts) <= BREATH_RECORDS:
                 self._txn.cursor(database).putmulti(puts)

@@ -44,6 +44,7 @@ import lmdb
 from lmdb import verify as lmdb_verify
 
 from raftdb.errors import Bug, Damaged, DiskFull, RaftdbError, StorageError, UsageError
+from raftdb.storage import mapped
 from raftdb.storage.checksum import RESIDUE, crc32c
 from raftdb.storage.files import free_bytes, map_bytes, refuse_network_file_system, sync_directory
 from raftdb.storage.mapped import Room
@@ -222,6 +223,8 @@ class Environment:
                 self.databases = tuple(self.lmdb.open_db(name, create=not read_only) for name in databases)
                 if not copied:
                     self._check_commit()
+                if through_map and self._room is None:
+                    self._cut()
                 if not read_only:
                     sync_directory(path)
                 if sync and not read_only:
@@ -233,6 +236,8 @@ class Environment:
 
     def _open_through_map(self, map_size_bytes: int, readers_max: int) -> bool:
         """False: it cannot be done here, and nothing is open."""
+        if not mapped.suits(self.path / "data.mdb"):
+            return False
         try:
             self.lmdb = self._open(False, map_size_bytes, readers_max, writemap=True)
             last_page = self.lmdb.info()["last_pgno"]
@@ -243,6 +248,13 @@ class Environment:
                 self.lmdb = None
             return False
         return True
+
+    def _cut(self) -> None:
+        """The file may be as long as its map, after a process that wrote through it was killed. Raises OSError."""
+        used_bytes = (self.lmdb.info()["last_pgno"] + 1) * self.lmdb.stat()["psize"]
+        file = self.path / "data.mdb"
+        if file.stat().st_size > used_bytes:
+            os.truncate(file, used_bytes)
 
     def _open(self, sync: bool, map_size_bytes: int, readers_max: int, writemap: bool = False) -> Any:
         # A reader registers in lock.mdb; where it may not write (another user's files) it reads without.
@@ -305,7 +317,8 @@ class Environment:
         Raises DiskFull: do none of it, and abort the transaction.
         """
         if self._room is not None:
-            self._room.expect(database, transaction.stat(database), rows, row_bytes)
+            with guarded(self.path):
+                self._room.expect(database, transaction.stat(database), rows, row_bytes)
 
     def commit(self, transaction: Any) -> None:
         """Raises DiskFull (nothing changed) or StorageError (the process must end)."""
@@ -350,13 +363,12 @@ class Environment:
         info, stat = self.lmdb.info(), self.lmdb.stat()
         with self.lmdb.begin() as transaction:
             counts = [stat, *(transaction.stat(database) for database in self.databases)]
-        ahead = 0 if self._room is None else self._room.unused_bytes
         used = 2 + sum(one["branch_pages"] + one["leaf_pages"] + one["overflow_pages"] for one in counts)
         return {
             "map_size_bytes": info["map_size"],
             "used_bytes": (info["last_pgno"] + 1) * stat["psize"],
             # Free for reuse, but for the few pages that hold LMDB's own list of them.
-            "reusable_bytes": max(0, info["last_pgno"] + 1 - used) * stat["psize"] + ahead,
+            "reusable_bytes": max(0, info["last_pgno"] + 1 - used) * stat["psize"],
             "last_transaction": info["last_txnid"],
             "readers": info["num_readers"],
         }

@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Lock
 
 from raftdb.errors import Bug, Damaged, StorageError
-from raftdb.storage import keys, kvstate, mapped
+from raftdb.storage import keys, kvstate
 from raftdb.storage.batch import Batch
 from raftdb.storage.checksum import crc32c
 from raftdb.storage.codec import EXPIRY, FIELDS, GARBAGE, HEADS, ITEMS, META, SCORES, Head, encode_head
@@ -108,7 +108,7 @@ class KvStore:
             readers_max=readers_max,
             read_only=read_only,
             copied=copied,
-            through_map=through_map and not sync_each_batch and mapped.suits(path / "data.mdb"),
+            through_map=through_map and not sync_each_batch,
         )
         try:
             return cls(environment, None if read_only else state_path, sync_each_batch)

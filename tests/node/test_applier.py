@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import redis
 
 from raftdb.errors import DiskFull
+from raftdb.node.applier import APPLY_ENTRIES_MAX
 from raftdb.node.node import Node
 from raftdb.storage.kv import Batch
 
@@ -204,6 +206,69 @@ def test_a_full_disk_after_the_answers_loses_and_doubles_nothing(
         assert failures
         assert answers == sorted(set(answers)), "no number twice"
         assert int(conn.get("count")) == answers[-1]
+
+
+def test_reads_miss_nothing_that_was_answered_before_the_data_found_no_room(
+    start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is executed is dropped with the transaction, and is known to clients all the same."""
+    node = start_node(alone=True)
+    original = Batch.commit
+    failing = threading.Event()
+
+    def full(self: Batch, *rest: Any) -> None:
+        if failing.is_set():
+            self.abort()
+            raise DiskFull("kv: no room left")
+        original(self, *rest)
+
+    with client(node) as conn:
+        conn.set("count", 0)
+        monkeypatch.setattr(Batch, "commit", full)
+        for _ in range(2):
+            answered = conn.incr("count")
+            failing.set()
+            with contextlib.suppress(redis.exceptions.ClusterDownError, redis.exceptions.TryAgainError):
+                assert int(conn.get("count")) == answered
+            failing.clear()
+            while not redis_answers(conn):
+                pass  # it steps down, and leads again in the next term
+            assert int(conn.get("count")) == answered
+
+
+def redis_answers(conn: redis.Redis) -> bool:
+    try:
+        return conn.set("probe", 1) is not None
+    except redis.RedisError:
+        return False
+
+
+def test_entries_that_find_no_room_together_are_applied_one_by_one(
+    start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a transaction needs is a worst case; one entry alone may fit, and then nobody has to step down."""
+    node = start_node(alone=True)
+    original = Batch.commit
+    refused: list[int] = []
+
+    def little_room(self: Batch, applied: int, *rest: Any) -> None:
+        if applied - self._kv.applied > 1:
+            refused.append(applied)
+            self.abort()
+            raise DiskFull("kv: no room left")
+        original(self, applied, *rest)
+
+    with client(node) as conn:
+        conn.set("count", 0)
+        term = node.driver.core.term
+        monkeypatch.setattr(Batch, "commit", little_room)
+        assert [conn.incr("count") for _ in range(100)] == list(range(1, 101))
+        assert int(conn.get("count")) == 100
+        assert refused
+        assert node.driver.core.term == term
+        monkeypatch.setattr(Batch, "commit", original)
+        assert [conn.incr("count") for _ in range(600)] == list(range(101, 701))
+        assert node.driver.applier._entries_max == APPLY_ENTRIES_MAX
 
 
 def test_the_end_of_a_node_with_an_open_transaction(start_node: StartNode, tmp_path: Path) -> None:
