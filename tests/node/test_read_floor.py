@@ -15,7 +15,7 @@ def reads_of(floor: int, members: int, lease: Lease) -> Reads:
     core = SimpleNamespace(read_floor=floor)
     log = SimpleNamespace(membership=SimpleNamespace(members=(None,) * members))
     return Reads(
-        SimpleNamespace(core=core, log=log, lease=lease, applier=SimpleNamespace(executed=0)), SimpleNamespace()
+        SimpleNamespace(core=core, log=log, lease=lease, applier=SimpleNamespace(known=0)), SimpleNamespace()
     )
 
 

@@ -32,7 +32,7 @@ from . import dir_workload
 from .build import MAP_BYTES, content
 
 WRITES = ("write", "writev", "pwrite64", "pwritev")
-FLUSHES = ("fsync", "fdatasync")
+FLUSHES = ("fsync", "fdatasync", "msync")
 OTHERS = ("ftruncate", "fallocate", "rename", "renameat", "mkdir", "unlink", "unlinkat", "rmdir")
 FAULTS = {
     "kill": (WRITES + FLUSHES + OTHERS, "signal=SIGKILL"),
