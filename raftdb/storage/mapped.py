@@ -11,8 +11,8 @@ The danger: a store into a hole of the file takes a block, and on a full disk th
 that comes the number of pages that the transaction takes at worst: every row copies the pages on its way through the
 tree and a neighbour of each, but none twice, splits its leaf, and finds no page to use again. These pages must either
 
-- have their blocks already: a few MiB behind the last page are kept allocated, which is what lets deletes go on when
-  somebody else has filled the disk; or
+- have their blocks already: 4 to 16 MiB behind the last page, and a sixty-fourth of the file, are kept allocated, which
+  is what lets deletes go on when somebody else has filled the disk; or
 - find room: the file system has what they need and SPARE_BYTES more. Nothing is allocated for the worst case, which is
   many times what really happens.
 
@@ -53,9 +53,8 @@ AHEAD_BYTES_MIN: Final = 4 << 20
 AHEAD_BYTES_MAX: Final = 16 << 20
 BASE_PAGES: Final = 64  # per transaction: the roots, the state, the number of the commit
 LARGE_BYTES: Final = 1500  # a row of more, beside its key of up to 511, may stand in pages of its own
-#: LMDB's list of free pages takes 8 bytes per page, and may be written anew by any commit, old and new one together;
-#: its tree is small beside it.
-LIST_PAGES_PER_PAGE: Final = 128
+#: LMDB's list of free pages takes 8 bytes per page, and may be written anew by any commit, old and new one together.
+PAGES_PER_LIST_PAGE: Final = 256
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -128,7 +127,7 @@ class Room:
     @property
     def needed_pages(self) -> int:
         """That this transaction can have taken at its end, the list of free pages included."""
-        return self._taken + (self._first + self._taken) // LIST_PAGES_PER_PAGE
+        return self._taken + (self._first + self._taken) // PAGES_PER_LIST_PAGE
 
     def _check(self) -> None:
         """Raises DiskFull."""
@@ -147,8 +146,9 @@ class Room:
         return status.f_bavail * status.f_frsize
 
     def _ahead_pages(self) -> int:
+        """Half of them, which is what is always left, are enough for the list of free pages and some deletes."""
         ahead_bytes = min(AHEAD_BYTES_MAX, max(AHEAD_BYTES_MIN, self._first * self._page_bytes // 8))
-        return ahead_bytes // self._page_bytes
+        return ahead_bytes // self._page_bytes + 4 * self._first // PAGES_PER_LIST_PAGE
 
     def _keep_ahead(self) -> None:
         """Raises DiskFull."""

@@ -14,9 +14,7 @@ from raftdb.node.reads import Reads
 def reads_of(floor: int, members: int, lease: Lease) -> Reads:
     core = SimpleNamespace(read_floor=floor)
     log = SimpleNamespace(membership=SimpleNamespace(members=(None,) * members))
-    return Reads(
-        SimpleNamespace(core=core, log=log, lease=lease, applier=SimpleNamespace(known=0)), SimpleNamespace()
-    )
+    return Reads(SimpleNamespace(core=core, log=log, lease=lease, applier=SimpleNamespace(known=0)), SimpleNamespace())
 
 
 @pytest.fixture

@@ -254,6 +254,24 @@ def test_a_full_disk_leaves_the_room_kept_ahead_to_deletes(small_disk: Path) -> 
     kv.close(clean=False)
 
 
+@pytest.mark.parametrize("last_page", [1, 1_000, 1_000_000, 1_000_000_000])
+def test_deletes_go_on_when_somebody_else_has_filled_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_page: int
+) -> None:
+    """However large the file: the list of its free pages grows with it."""
+    file = tmp_path / "data.mdb"
+    file.write_bytes(b"")
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: None)
+    room = mapped.Room(file, PAGE_BYTES, last_page)
+    monkeypatch.setattr(room, "_free_bytes", lambda: 0)
+    stat = {"branch_pages": last_page // 200, "leaf_pages": last_page, "depth": 4}
+    for further in range(100):
+        room.begin(last_page + further)
+        room.expect("database", stat, 10, 0)
+        room.expect("garbage", stat, 1, 0)
+    room._file.close()
+
+
 @pytest.mark.parametrize("pinned", [False, True])
 def test_pages_that_a_transaction_frees_itself_are_listed_by_it(
     tmp_path: Path, through_map: None, pinned: bool
