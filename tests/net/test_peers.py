@@ -159,7 +159,7 @@ class TestConnecting:
         again = cluster.add("n2", starts=2, life=77)
         a.net.set_members([(again.ref, again.address)])
         cluster.until(lambda: all_connected([a, again]))
-        assert [ref for ref, _ in a.fake.losses] == [b.ref]
+        assert [ref for ref, _ in a.fake.losses] == [b.ref], a.fake.losses
         assert len(a.fake.connects) == 2
 
     def test_a_restarted_peer_replaces_its_former_life(self, cluster):
@@ -173,7 +173,7 @@ class TestConnecting:
         again.net.set_members([(a.ref, a.address)])
         cluster.until(lambda: len(a.fake.connects) == 2)
         assert a.net.connected()[0].life == 78
-        assert [ref for ref, _ in a.fake.losses] == [b.ref]
+        assert [ref for ref, _ in a.fake.losses] == [b.ref], a.fake.losses
         b.net.close()
 
     def test_a_hung_peer_is_given_up(self, cluster):
