@@ -21,7 +21,7 @@ ARGS ?=
 TESTS ?= tests
 # Processes for the test suite: more than processors, since half of the tests wait for elections. pytest-xdist keeps tests
 # of one file in one process, which files with servers rely on.
-JOBS ?= 4
+JOBS ?= 3
 
 .PHONY: help
 help: ## list the targets
