@@ -33,6 +33,9 @@ Where the map is not used, but write(), whose demands are exact:
 A process that is killed leaves what it stored: pages that no meta page names, or a whole commit. A kernel that dies
 leaves anything, which is why kv is believed only within one boot (kvstate), whichever way it is written.
 
+The kernel's log may show `EXT4-fs warning ... ext4_convert_unwritten_extents_endio`, a few times a day under full load:
+room was taken beside blocks that were being written. It splits the extent and goes on; nothing is lost.
+
 LMDB makes the file as long as its map when it opens it this way: 64 GiB and more of hole. close() cuts it to what is
 used; after a kill it stays long until the next start. Tools that know holes (du, cp, tar -S, rsync -S) see what it is.
 """
