@@ -34,7 +34,10 @@ from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
 from tests.rotation import commit_number, sample
 
 #: Calls that change what is on the disk.
-MUTATING = "pwrite64,pwritev,write,fdatasync,fsync,msync,fallocate,rename,renameat,renameat2,unlink,unlinkat,ftruncate,mkdir,rmdir"
+MUTATING = (
+    "pwrite64,pwritev,write,fdatasync,fsync,msync,fallocate,ftruncate,"
+    "rename,renameat,renameat2,unlink,unlinkat,mkdir,rmdir"
+)
 SMALL_SNAPSHOTS = [
     "--snapshot-entries",
     "20",
