@@ -827,8 +827,8 @@ class Batch(Txn):
         puts = sorted(values.items())  # keys differ, so values are never compared
         if None in values.values():
             puts = [row for row in puts if row[1] is not None]
-        row_bytes = sum(map(len, map(_value, puts)))  # (keys are 511 bytes at most)
-        self._expect(space, len(values), row_bytes)
+        if self._environment.through_map:
+            self._expect(space, len(values), sum(map(len, map(_value, puts))))  # (keys are 511 bytes at most)
         try:
             if len(puts) <= BREATH_RECORDS:
                 self._txn.cursor(database).putmulti(puts)

@@ -43,6 +43,7 @@ used; after a kill it stays long until the next start. Tools that know holes (du
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,8 +110,9 @@ class Room:
         self._first = last_page + 1
         self._taken = BASE_PAGES
         self._copied.clear()
-        if self._pages - self._first < self._ahead_pages() // 2 and self._free_bytes() > SPARE_BYTES + AHEAD_BYTES_MAX:
-            self._keep_ahead()
+        if self._pages - self._first < self._ahead_pages() // 2:
+            with suppress(DiskFull):  # what this transaction needs may be there all the same
+                self._keep_ahead()
         self._check()
 
     def expect(self, database: Any, stat: dict[str, int], rows: int, row_bytes: int) -> None:
@@ -155,7 +157,10 @@ class Room:
 
     def _keep_ahead(self) -> None:
         """Raises DiskFull."""
-        pages = self._first + self._ahead_pages()
+        ahead = self._ahead_pages()
+        if ahead * self._page_bytes + SPARE_BYTES > self._free_bytes():
+            raise DiskFull(f"{self._path}: no room left to keep {ahead * self._page_bytes} bytes ahead")
+        pages = self._first + ahead
         start = min(self._pages, self._first)  # what was stored beyond the room kept ahead may have holes between
         try:
             os.posix_fallocate(self._file.fileno(), start * self._page_bytes, (pages - start) * self._page_bytes)

@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -18,23 +16,9 @@ from tests.e2e.install_kills import SMALL_SNAPSHOTS, load, needs_snapshot
 from tests.e2e.network import Network
 from tests.e2e.processes import LocalCluster, NodeProcess, wait_for
 from tests.e2e.workload import not_executed
+from tests.smalldisk import small_disk
 
 pytestmark = pytest.mark.e2e
-
-
-@contextlib.contextmanager
-def small_disk(path: Path, megabytes: int) -> Iterator[Path]:
-    """A tmpfs of this size at `path`; the test is skipped where that is not allowed."""
-    path.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=False)
 
 
 def attach(strace: str, node: NodeProcess) -> list[str]:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -21,6 +19,8 @@ from raftdb.storage.datadir import DataDir, StartWith
 from raftdb.storage.kv import KvStore
 from raftdb.storage.log import Log
 from raftdb.storage.verify import verify_directory
+from tests import smalldisk
+from tests.smalldisk import fill
 
 from . import dir_workload, images, killpoints
 from .build import MAP_BYTES, MEMBERS, apply, content, entries, persist
@@ -152,32 +152,8 @@ def test_a_full_map_of_kv_refuses_keeps_reading_and_recovers(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A tmpfs of 12 MiB."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a size-limited tmpfs needs root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)], check=False, capture_output=True
-    )
-    if done.returncode:
-        pytest.skip(f"mounting a size-limited tmpfs is not allowed here: {done.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(place: Path) -> Path:
-    file = place / "filler"
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
-    with pytest.raises(OSError, match="No space left"):
-        write_for_ever(descriptor)
-    os.close(descriptor)
-    return file
-
-
-def write_for_ever(descriptor):
-    while True:
-        os.write(descriptor, bytes(4096))
+    with smalldisk.small_disk(tmp_path / "disk", 12) as place:
+        yield place
 
 
 def commit_each(log, made):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -9,9 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import lmdb
 import pytest
@@ -20,6 +20,8 @@ from raftdb.errors import DiskFull
 from raftdb.storage import engine, files, mapped
 from raftdb.storage.engine import Environment
 from raftdb.storage.kv import HASH, Head, KvStore
+from tests import smalldisk
+from tests.smalldisk import fill, for_ever
 
 from .build import MAP_BYTES, apply, content, entries
 
@@ -43,30 +45,8 @@ def through_map(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 16 MiB."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a size-limited tmpfs needs root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], check=False, capture_output=True
-    )
-    if done.returncode:
-        pytest.skip(f"mounting a size-limited tmpfs is not allowed here: {done.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(place: Path) -> Path:
-    file = place / "filler"
-    with file.open("ab", buffering=0) as filler, pytest.raises(OSError, match="No space left"):
-        for_ever(lambda: filler.write(bytes(PAGE_BYTES)))
-    return file
-
-
-def for_ever(step: Callable[[], object]) -> NoReturn:
-    while True:
-        step()
+    with smalldisk.small_disk(tmp_path / "disk", 16) as place:
+        yield place
 
 
 def file_bytes(path: Path) -> int:
@@ -254,6 +234,26 @@ def test_a_full_disk_leaves_the_room_kept_ahead_to_deletes(small_disk: Path) -> 
     kv.close(clean=False)
 
 
+def test_room_is_kept_ahead_only_where_there_is_plenty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixty-fourth of a large file may be more than all that is free: taking it would leave nothing to the log."""
+    file = tmp_path / "data.mdb"
+    file.write_bytes(b"")
+    taken: list[int] = []
+    free = [1 << 60]
+    monkeypatch.setattr(os, "posix_fallocate", lambda _file, _start, size: taken.append(size))
+    monkeypatch.setattr(mapped.Room, "_free_bytes", lambda _: free[0])
+    room = mapped.Room(file, PAGE_BYTES, 25_000_000)
+    free[0] = 200 << 20
+    for last_page in range(25_000_000, 25_400_000, 1_000):
+        with contextlib.suppress(DiskFull):
+            room.begin(last_page)
+    assert len(taken) == 1
+    with pytest.raises(DiskFull):
+        mapped.Room(file, PAGE_BYTES, 25_000_000)
+    assert len(taken) == 1
+    room._file.close()
+
+
 @pytest.mark.parametrize("last_page", [1, 1_000, 1_000_000, 1_000_000_000])
 def test_deletes_go_on_when_somebody_else_has_filled_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_page: int
@@ -262,6 +262,7 @@ def test_deletes_go_on_when_somebody_else_has_filled_the_disk(
     file = tmp_path / "data.mdb"
     file.write_bytes(b"")
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: None)
+    monkeypatch.setattr(mapped.Room, "_free_bytes", lambda _: 1 << 60)
     room = mapped.Room(file, PAGE_BYTES, last_page)
     monkeypatch.setattr(room, "_free_bytes", lambda: 0)
     stat = {"branch_pages": last_page // 200, "leaf_pages": last_page, "depth": 4}
